@@ -1,0 +1,231 @@
+"""Sentence frames for orders: how customers ask, and how the plain shop assistant answers."""
+
+from __future__ import annotations
+
+from data_rows import pool
+
+# --- requests -----------------------------------------------------------------------------------
+
+GREETINGS = ("", "", "", "", "", "Hi,", "Hello,", "Hey,", "Good evening,", "Hi there,", "Good afternoon,", "Excuse me,")
+
+ASKS = (
+    "{items}, please.",
+    "{items}.",
+    "{items}, thanks.",
+    "I would like {items}, please.",
+    "I'd like {items}.",
+    "I'd like to order {items}.",
+    "Can I get {items}?",
+    "Can I have {items}, please?",
+    "Could I get {items}, please?",
+    "Could you make me {items}?",
+    "Could we order {items}?",
+    "May I have {items}?",
+    "We'll have {items}.",
+    "We will take {items}, please.",
+    "I'll take {items}.",
+    "I'll go for {items}, thanks.",
+    "I want {items}.",
+    "We need {items}.",
+    "Please make me {items}.",
+    "Please put me down for {items}.",
+    "Get me {items}, please.",
+    "Give me {items}.",
+    "Let me have {items}, please.",
+    "I want to place an order for {items}.",
+    "Please send the kitchen an order for {items}.",
+    "I think I'll have {items} today.",
+    "My order is {items}.",
+    "For me it is {items}.",
+    "Is it possible to get {items}?",
+    "Would you prepare {items} for us?",
+)
+
+STORIES = (
+    "Friends are coming over, so we need {items}.",
+    "It is movie night at our place and we want {items}.",
+    "The kids are hungry, so could I get {items}?",
+    "I have had a long day and I deserve {items}.",
+    "We are celebrating at the office and would like {items}.",
+    "My sister recommended you, so I will try {items}.",
+    "Nobody wants to cook here, so please make us {items}.",
+    "The game starts soon, can we have {items}?",
+    "I have been looking forward to this all week: {items}, please.",
+    "My boss is paying, so I'll have {items}.",
+    "We just moved in and have no kitchen yet, so {items}, please.",
+    "I never know what to choose, but today it is {items}.",
+)
+
+THANKS = ("", "", "", "", "", "Thank you.", "Thanks a lot.", "That is all.", "That's everything.", "Thanks!")
+
+# --- replies ------------------------------------------------------------------------------------
+
+OPENERS = (
+    "",
+    "Sure.",
+    "Of course.",
+    "Certainly.",
+    "Absolutely.",
+    "No problem.",
+    "Thanks for the order.",
+    "Good choice.",
+    "Got it.",
+    "Noted.",
+    "Very good.",
+    "Right away.",
+    "Perfect.",
+    "Okay.",
+    "All right.",
+    "Sounds good.",
+    "Thank you.",
+    "Nice pick.",
+    "Lovely.",
+    "With pleasure.",
+)
+
+CONFIRMS = (
+    "That is {items}.",
+    "I have {items} for you.",
+    "I have put down {items}.",
+    "You would like {items}.",
+    "That makes {items}.",
+    "I have added {items} to your order.",
+    "Your order is {items}.",
+    "I have noted {items}.",
+    "So it is {items} for you.",
+    "We will get {items} started.",
+    "We are starting on {items} now.",
+    "The kitchen will prepare {items}.",
+    "I am ringing up {items}.",
+    "You are getting {items}.",
+    "I wrote down {items}.",
+    "Let me confirm {items}.",
+    "Our oven is ready for {items}.",
+    "I have you down for {items}.",
+    "The ticket says {items}.",
+    "We will make {items} for you.",
+    "I am sending {items} to the kitchen.",
+    "Then {items} it is.",
+)
+
+CLOSERS = (
+    "",
+    "",
+    "Anything else?",
+    "Would you like anything else?",
+    "Is that for pickup or delivery?",
+    "It will be ready soon.",
+    "Does that look right?",
+    "Shall I add anything?",
+    "Enjoy your meal.",
+    "Thank you for choosing Luna Pizza.",
+    "Everything will be hot and fresh.",
+    "Is there anything more you need?",
+    "Tell me if you want to change it.",
+    "See you soon.",
+    "Will that be all?",
+    "Please give us a few minutes.",
+    "Is that correct?",
+    "Thanks for ordering.",
+)
+
+# --- a pizza without a size ---------------------------------------------------------------------
+
+ASK_SIZE = (
+    "What size would you like for {items}?",
+    "Which size should I put down for {items}?",
+    "For {items}, what size would you like?",
+    "Small, medium or large for {items}?",
+    "I still need a size for {items}: small, medium or large?",
+    "Do you want small, medium or large for {items}?",
+    "Which size may we make for {items}?",
+    "Please choose a size for {items}: small, medium or large.",
+    "Before I enter {items}, which size should it be?",
+    "I can make {items} in any size, so small, medium or large?",
+    "What size shall I note for {items}?",
+    "We make {items} small, medium or large. Which size do you want?",
+    "Only the size is missing for {items}: small, medium or large?",
+    "Tell me the size for {items}, please.",
+)
+
+# --- pickup and delivery ------------------------------------------------------------------------
+
+DELIVERY_ASKS = (
+    "Please deliver {items} to {address}.",
+    "Can you bring {items} to {address}?",
+    "I need {items} delivered to {address}.",
+    "Deliver {items} to {address}, please.",
+    "{items} for delivery to {address}, please.",
+    "I'd like {items} sent to {address}.",
+    "Could you send {items} to {address}?",
+    "We are at {address} and would like {items}.",
+    "I live at {address}. Can I get {items} delivered?",
+    "Delivery to {address}: {items}.",
+    "Please bring us {items}. The address is {address}.",
+    "Can I have {items} brought to {address}, please?",
+)
+
+DELIVERY_REPLIES = (
+    "We will deliver {items} to {address}.",
+    "Our driver will bring {items} to {address}.",
+    "I am sending {items} to {address}.",
+    "You will get {items} delivered to {address}.",
+    "I have {items} for delivery to {address}.",
+    "That is {items} going to {address}.",
+    "We are bringing {items} to {address}.",
+    "I have noted {items} and the address {address}.",
+    "Then {items} will come to {address}.",
+    "The order is {items}, delivered to {address}.",
+    "I put down {items}, and the driver will find you at {address}.",
+    "Expect {items} at {address}.",
+)
+
+PICKUP_ASKS = (
+    "I'd like to pick up {items} at {time}.",
+    "Can I pick up {items} at {time}?",
+    "{items} for pickup at {time}, please.",
+    "I will come by at {time} for {items}.",
+    "Please have {items} ready at {time}, I will pick it up.",
+    "Pickup at {time}: {items}.",
+    "I want {items}, and I can collect it at {time}.",
+    "Could you prepare {items} for {time}? I'll pick it up.",
+    "We will collect {items} at {time}.",
+    "Can you have {items} waiting for me at {time}?",
+)
+
+PICKUP_REPLIES = (
+    "You can pick up {items} at {time}.",
+    "We will have {items} ready for pickup at {time}.",
+    "I have {items} for pickup at {time}.",
+    "Pickup is set for {time}, and we will make {items}.",
+    "Come by at {time} for {items}.",
+    "That is {items}, ready to collect at {time}.",
+    "I noted {items} for {time}.",
+    "We will have {items} waiting for you at {time}.",
+    "The kitchen will finish {items} by {time}.",
+    "At {time} you can collect {items}.",
+    "You can expect {items} at the counter at {time}.",
+    "The order is {items}, and pickup is at {time}.",
+)
+
+WAY_CLOSERS = (
+    "",
+    "",
+    "Anything else?",
+    "Thank you for choosing Luna Pizza.",
+    "See you soon.",
+    "Is that correct?",
+    "It will be hot and fresh.",
+    "Thanks for ordering.",
+    "Does that work for you?",
+    "Enjoy your meal.",
+    "Would you like a drink too?",
+    "Tell me if anything changes.",
+)
+
+STREETS = pool(
+    "Oak Street|Maple Avenue|Pine Road|Cedar Lane|Elm Street|Lake Drive|Hill Road|River Street|Park Avenue|"
+    "Church Street|Main Street|Market Street|Mill Lane|School Road|Garden Lane|Bridge Road|Spring Street|Forest Drive|"
+    "Sunset Avenue|King Street"
+)
+TIMES = tuple(f"{hour}{minutes} pm" for hour in (12, 1, 5, 6, 7, 8, 9) for minutes in ("", ":15", ":30", ":45"))
