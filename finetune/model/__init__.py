@@ -1,0 +1,1 @@
+"""The frozen base, its adapters and their folders."""

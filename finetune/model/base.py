@@ -1,0 +1,191 @@
+"""The frozen base: load it in 4 bits, keep it trainable through, know it by its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.hub import cached_file
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from finetune.data.template import ChatTemplate, load_template
+from finetune.errors import ModelError
+from finetune.model.attention import keeps_segments_apart
+from finetune.model.hub import explain, local_path
+from finetune.recipe import BaseSection
+
+_SLICE = 1 << 16  # bytes hashed at each of _SLICES places of a weight file
+_SLICES = 64
+
+
+@dataclass(frozen=True)
+class Base:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: ChatTemplate
+    name: str  # as the recipe names it
+    revision: str | None  # the commit, for models from the Hub
+    fingerprint: dict[str, str]
+    quantization: str
+    device: torch.device
+    packs: bool  # several examples may share a row
+
+    @property
+    def max_positions(self) -> int | None:
+        value = getattr(self.model.config, "max_position_embeddings", None)
+        return int(value) if value else None
+
+
+def load_base(section: BaseSection, device: torch.device) -> Base:
+    """Load tokenizer, chat template and frozen weights. Raises ModelError with the cause."""
+    tokenizer = load_tokenizer(section)
+    template = load_template(tokenizer, section.model)
+    path, options = local_path(section), _options(section)
+    with explain(section.model), _quietly():
+        config = AutoConfig.from_pretrained(path, **options)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32 if section.dtype == "float32" else torch.bfloat16,
+            quantization_config=_quantization(section),
+            device_map={"": str(device)},
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            **options,
+        )
+    model.requires_grad_(False)
+    keep_trainable_through(model)
+    fingerprint = {
+        "config": _digest(json.dumps(_stable_config(config), sort_keys=True)),
+        "tokenizer": _digest(_tokenizer_text(tokenizer)),
+        "chat_template": _digest(str(tokenizer.chat_template)),
+        "weights": _weights_fingerprint(path, options),
+    }
+    packs = keeps_segments_apart(model, min(len(tokenizer), model.config.get_text_config().vocab_size))
+    revision = getattr(config, "_commit_hash", None)
+    return Base(model, tokenizer, template, section.model, revision, fingerprint, section.quantization, device, packs)
+
+
+def load_tokenizer(section: BaseSection) -> PreTrainedTokenizerBase:
+    """Load the tokenizer alone, without weights. Raises ModelError."""
+    path = local_path(section)
+    if Path(path).is_dir() and not any((Path(path) / n).exists() for n in ("tokenizer.json", "tokenizer_config.json")):
+        raise ModelError(
+            "the folder has no tokenizer (tokenizer.json)", where=section.model, fix="save the tokenizer there too"
+        )
+    with explain(section.model):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_options(section))
+    return tokenizer
+
+
+def keep_trainable_through(model: nn.Module) -> None:
+    """Forbid bitsandbytes to re-pack 4-bit weights for CPU inference.
+
+    bitsandbytes 0.50 re-packs in place at the first no-grad forward on CPUs with AVX512-BF16;
+    every later training step then loses the gradient through the base, silently.
+    """
+    for layer in linear4bit_layers(model):
+        layer.support_avx512bf16_for_cpu = False
+
+
+def assert_trainable_through(model: nn.Module) -> None:
+    """Raise ModelError if a 4-bit weight was re-packed; called before training, merging, saving."""
+    for layer in linear4bit_layers(model):
+        if layer.support_avx512bf16_for_cpu or getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            raise ModelError("a 4-bit weight was re-packed for inference: gradients would be wrong", fix="load anew")
+
+
+def linear4bit_layers(model: nn.Module) -> Iterator[Any]:
+    return (m for m in model.modules() if isinstance(m, Linear4bit))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash every base tensor in memory, quantisation constants included, adapters excluded."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor) and "lora_" not in name:
+            digest.update(name.replace("base_model.model.", "").replace(".base_layer", "").encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bar of transformers' own while loading what is already on the disk."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def _quantization(section: BaseSection) -> BitsAndBytesConfig | None:
+    if section.quantization == "none":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32 if section.dtype == "float32" else torch.bfloat16,
+    )
+
+
+def _options(section: BaseSection) -> dict[str, Any]:
+    return {"revision": section.revision or "main", "trust_remote_code": section.trust_remote_code}
+
+
+def _stable_config(config: Any) -> dict[str, Any]:
+    """The config without what depends on the library's version or on where it was loaded from."""
+    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "quantization_config"}
+    return {k: v for k, v in config.to_diff_dict().items() if k not in volatile}
+
+
+def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    return json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _weights_fingerprint(path: str, options: dict[str, Any]) -> str:
+    """Hash sizes, headers and evenly spread slices of the weight files: gigabytes in no time."""
+    digest = hashlib.sha256()
+    for file in _weight_files(path, options):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as data:
+            header = int.from_bytes(data.read(8), "little")
+            digest.update(data.read(header))
+            for part in range(_SLICES):
+                data.seek(size * part // _SLICES)
+                digest.update(data.read(_SLICE))
+    return digest.hexdigest()
+
+
+def _weight_files(path: str, options: dict[str, Any]) -> list[Path]:
+    revision = options["revision"]
+    single = cached_file(path, "model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if single:
+        return [Path(single)]
+    index = cached_file(path, "model.safetensors.index.json", revision=revision)
+    names = sorted(set(json.loads(Path(str(index)).read_text())["weight_map"].values()))
+    return [Path(str(cached_file(path, name, revision=revision))) for name in names]

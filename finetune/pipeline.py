@@ -1,0 +1,258 @@
+"""READ THIS FIRST. Train and evaluate as short compositions; the only library code that sees a
+whole Recipe.
+
+    recipe -> data -> 4-bit base -> LoRA -> loop -> adapter folder        train
+    recipe + adapter -> perplexity, held-out prompts -> gates -> report   evaluate
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+
+from finetune.data.batches import TrainingRows
+from finetune.data.dataset import Dataset, Example, load_dataset, read_examples
+from finetune.data.template import Encoded, encode_all
+from finetune.errors import AdapterError, RecipeError
+from finetune.evaluation.gates import apply_gates, check_gates
+from finetune.evaluation.perplexity import score_pair
+from finetune.evaluation.report import (
+    Perplexity,
+    Report,
+    Sample,
+    Versions,
+    perplexity_block,
+    prompts_block,
+    samples_of,
+    write_report,
+)
+from finetune.evaluation.suite import Prompt, grade, load_prompts
+from finetune.files import atomic_write_text, sha256_file
+from finetune.model.base import Base, assert_trainable_through, load_base
+from finetune.model.device import make_accelerator, pick_device
+from finetune.model.lora import Parameters, attach, count_parameters
+from finetune.model.readme import render_readme
+from finetune.model.store import CARD, BaseCard, Card, StoredAdapter, find_adapter, metrics_of, save_folder
+from finetune.provenance import now, versions
+from finetune.recipe import EvalSection, Recipe, dump_recipe
+from finetune.serving.assistant import Assistant
+from finetune.training.loop import TrainingJob, TrainResult
+from finetune.training.loop import train as run_loop
+from finetune.training.telemetry import Emit, Event, NoticeEvent, plot_loss, write_log
+
+GENERAL_MAX_LENGTH = 1024  # tokens of a general conversation at most; longer ones are left out and counted
+
+
+def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> StoredAdapter:
+    """Train the recipe's adapter and write its folder; resumes an interrupted run of the same recipe.
+
+    `fresh` discards what an interrupted run left. Raises FinetuneError; see finetune.errors.
+    """
+    emit = emit or _silent
+    accelerator = make_accelerator(recipe.base, recipe.train.trackers, Path(recipe.output) / "trackers")
+    target = Path(recipe.output) / recipe.name
+    checkpoint = Path(recipe.output) / f"{recipe.name}.checkpoint"
+    _check_writable(Path(recipe.output))
+    dataset = load_dataset(recipe.data)
+    base = load_base(recipe.base, accelerator.device)
+    job = _job(recipe, base, dataset, checkpoint, emit)
+    if fresh and accelerator.is_main_process:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.init_trackers("finetune", json.loads(recipe.model_dump_json(exclude={"eval"})))
+    parameters = count_parameters(job.model)
+    emit(NoticeEvent(_describe(parameters, job)))
+    result = run_loop(job, accelerator, emit)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        card = _card(recipe, base, dataset, job, result, parameters)
+        save_folder(target, lambda folder: _write_adapter(folder, recipe, job.model, card, result))
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return find_adapter(str(target.absolute()))
+
+
+def evaluate(
+    recipe: Recipe, adapter: StoredAdapter | str | None = None, *, emit: Emit | None = None
+) -> tuple[Report, Path]:
+    """Compare an adapter with its base, write the report and return it with its folder.
+
+    `adapter` is a name in the recipe's output folder or a folder; default: the recipe's own.
+    """
+    emit = emit or _silent
+    check_gates(recipe.eval)
+    stored = adapter if isinstance(adapter, StoredAdapter) else find_adapter(adapter or recipe.name, recipe.output)
+    dataset = load_dataset(recipe.data)
+    prompts = load_prompts(recipe.eval.prompts, recipe.data.system) if recipe.eval.prompts else ()
+    general = read_examples(recipe.eval.general, "messages") if recipe.eval.general else ()
+    base = load_base(recipe.base, pick_device(recipe.base))
+    bot = Assistant(base, [stored.folder])
+    heldout = encode_all(dataset.heldout, base.template, recipe.data.max_length, drop_long=True)
+    ordinary = encode_all(general, base.template, GENERAL_MAX_LENGTH, drop_long=True)
+    for name, dropped in (("held-out", heldout.dropped), ("general", ordinary.dropped)):
+        if dropped:
+            emit(NoticeEvent(f"{dropped} {name} rows are longer than the limit and were left out"))
+    emit(NoticeEvent(f"scoring {len(heldout.rows)} held-out and {len(ordinary.rows)} general rows, base and adapter"))
+    perplexity = _perplexity(bot, stored, heldout.rows, ordinary.rows, recipe.train.micro_batch_tokens)
+    report = Report(
+        name=stored.name,
+        base=base.name,
+        created=now(),
+        versions=Versions(**versions()),
+        seed=recipe.seed,
+        generation=recipe.generation,
+        data=_evaluated_files(dataset, recipe.eval),
+        perplexity=perplexity,
+        prompts=None,
+    )
+    samples: tuple[Sample, ...] = ()
+    if prompts:
+        emit(NoticeEvent(f"answering {len(prompts)} prompts with the base and with {stored.name}"))
+        report, samples = _answer_prompts(report, bot, stored, prompts, recipe)
+    report = apply_gates(recipe.eval.gates, report)
+    folder = stored.folder / "report"
+    curve = stored.folder / "loss.png"
+    write_report(folder, report, samples, curve if curve.exists() else None)
+    _publish_metrics(stored, report)
+    return report, folder
+
+
+def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, emit: Emit) -> TrainingJob:
+    limit = recipe.data.max_length
+    if base.max_positions is not None and limit > base.max_positions:
+        raise RecipeError(
+            f"data.max_length {limit} is more than the {base.max_positions} positions of {base.name}",
+            fix=f"set data.max_length to {base.max_positions} or less",
+        )
+
+    def encode(examples: tuple[Example, ...], what: str) -> list[Encoded]:
+        done = encode_all(examples, base.template, limit, drop_long=recipe.data.too_long == "drop")
+        if done.dropped:
+            emit(NoticeEvent(f"{done.dropped} of {len(examples)} {what} rows exceed {limit} tokens and were dropped"))
+        return done.rows
+
+    rows = TrainingRows(
+        encode(dataset.train, "training"),
+        tuple((encode(mixed.examples, "mixed-in"), mixed.weight) for mixed in dataset.mix),
+    )
+    if not base.packs:
+        emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: one example per row, which is slower"))
+    model = attach(base, recipe.adapter, recipe.seed)
+    heldout = encode(dataset.heldout, "held-out")
+    key = _run_key(recipe, base, dataset)
+    return TrainingJob(base, model, rows, heldout, recipe.train, recipe.seed, checkpoint, key)
+
+
+def _run_key(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
+    """What must be equal for a checkpoint to go on as if nothing had happened."""
+    sections = recipe.model_dump(mode="json", exclude={"eval", "generation", "output", "name"})
+    sections["train"].pop("trackers")
+    sections["train"].pop("checkpoint_every")
+    flat = {f"{s}.{k}": v for s, keys in sections.items() if isinstance(keys, dict) for k, v in keys.items()}
+    return {
+        **{name: json.dumps(value) for name, value in flat.items()},
+        "seed": str(recipe.seed),
+        **{f"contents of {name}": digest for name, digest in dataset.sha256.items()},
+        "base": hashlib.sha256(json.dumps(base.fingerprint, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def _write_adapter(folder: Path, recipe: Recipe, model: PeftModel, card: Card, result: TrainResult) -> None:
+    assert_trainable_through(model)
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = recipe.base.model, recipe.base.revision
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(render_readme(card), encoding="utf-8")
+    write_log(folder / "log.jsonl", result.log)
+    plot_loss(result.log, folder / "loss.png", f"{recipe.name}: loss on {recipe.base.model}")
+
+
+def _card(
+    recipe: Recipe, base: Base, dataset: Dataset, job: TrainingJob, result: TrainResult, parameters: Parameters
+) -> Card:
+    losses = [entry["loss"] for entry in result.log if "loss" in entry]
+    heldout = [entry["heldout_loss"] for entry in result.log if "heldout_loss" in entry]
+    return Card(
+        name=recipe.name,
+        base=BaseCard(
+            model=base.name, revision=base.revision, quantization=base.quantization, fingerprint=base.fingerprint
+        ),
+        system=recipe.data.system,
+        method=recipe.adapter.method,
+        r=recipe.adapter.r,
+        alpha=recipe.adapter.alpha,
+        seed=recipe.seed,
+        data=dataset.sha256,
+        train_rows=len(job.rows),
+        heldout_rows=len(job.heldout),
+        steps=result.progress.step,
+        trained_tokens=result.progress.trained_tokens,
+        seconds=round(result.progress.seconds, 1),
+        peak_memory_bytes=result.peak_memory_bytes,
+        parameters={"trained": parameters.trained, "total": parameters.total},
+        loss={"first": losses[0], "last": losses[-1], **({"heldout": heldout[-1]} if heldout else {})},
+        versions=versions(),
+        created=now(),
+    )
+
+
+def _perplexity(
+    bot: Assistant, stored: StoredAdapter, heldout: list[Encoded], general: list[Encoded], budget: int
+) -> Perplexity:
+    with bot.adapted(stored.name) as model:
+        return Perplexity(
+            heldout=perplexity_block(*score_pair(bot.base, model, heldout, budget)),
+            general=perplexity_block(*score_pair(bot.base, model, general, budget)) if general else None,
+        )
+
+
+def _answer_prompts(
+    report: Report, bot: Assistant, stored: StoredAdapter, prompts: tuple[Prompt, ...], recipe: Recipe
+) -> tuple[Report, tuple[Sample, ...]]:
+    conversations = [prompt.messages for prompt in prompts]
+    before = grade(prompts, bot.answer(conversations, None, recipe.generation, recipe.seed))
+    after = grade(prompts, bot.answer(conversations, stored.name, recipe.generation, recipe.seed))
+    return report.model_copy(update={"prompts": prompts_block(before, after)}), samples_of(before, after)
+
+
+def _publish_metrics(stored: StoredAdapter, report: Report) -> None:
+    """Put the headline numbers into the adapter's card and model card."""
+    card = stored.card.model_copy(update={"metrics": metrics_of(report.model_dump(mode="json"))})
+    atomic_write_text(stored.folder / CARD, card.model_dump_json(indent=2) + "\n")
+    atomic_write_text(stored.folder / "README.md", render_readme(card))
+
+
+def _evaluated_files(dataset: Dataset, section: EvalSection) -> dict[str, str]:
+    extra = [name for name in (section.prompts, section.general) if name]
+    return {**dataset.sha256, **{name: sha256_file(name) for name in extra}}
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise AdapterError(
+            f"output folder cannot be written ({error.strerror or error})", where=str(folder), fix="set output: FOLDER"
+        ) from None
+
+
+def _describe(parameters: Parameters, job: TrainingJob) -> str:
+    mega = 1024 * 1024
+    return (
+        f"training {parameters.trained:,} of {parameters.total:,} parameters ({parameters.share:.2%}); model in memory "
+        f"{parameters.bytes_now / mega:,.1f} MiB (16-bit {parameters.bytes_16bit / mega:,.1f}, "
+        f"32-bit {parameters.bytes_32bit / mega:,.1f}); {len(job.rows):,} examples an epoch, {job.steps:,} steps"
+    )
+
+
+def _silent(event: Event) -> None:
+    return None

@@ -1,0 +1,288 @@
+"""The training loop. One optimizer step: sum of NLL over all its micro-batches and processes,
+divided by its trained tokens, whichever way it is cut."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
+
+from finetune.data.batches import TrainingRows, pack, share_out, trained_tokens
+from finetune.data.template import Encoded
+from finetune.errors import Interrupted, TrainingError
+from finetune.model.attention import packed_attention
+from finetune.model.base import Base, assert_trainable_through
+from finetune.model.lora import trained_parameters
+from finetune.recipe import TrainSection
+from finetune.training.checkpoint import Progress, check_key, has_checkpoint, load_checkpoint, save_checkpoint
+from finetune.training.loss import output_head, trained_nll
+from finetune.training.scoring import score_rows
+from finetune.training.telemetry import (
+    Emit,
+    HeldoutEvent,
+    LogEntry,
+    Meter,
+    NoticeEvent,
+    StepEvent,
+    log_entry,
+    peak_memory_bytes,
+)
+
+SYNC_EVERY = 10  # steps between reads of a GPU's results; on the CPU reading costs nothing
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    base: Base
+    model: PeftModel
+    rows: TrainingRows
+    heldout: Sequence[Encoded]
+    section: TrainSection
+    seed: int
+    checkpoint: Path  # folder to resume from
+    key: Mapping[str, str]  # what makes a checkpoint this run's
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.rows) / self.section.batch_size)
+
+    @property
+    def steps(self) -> int:
+        steps = math.ceil(self.section.epochs * self.steps_per_epoch)
+        return min(steps, self.section.max_steps or steps)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    progress: Progress
+    log: list[LogEntry]
+    peak_memory_bytes: int
+
+
+@dataclass
+class _Pending:
+    """A step whose loss and gradient norm still lie on the device."""
+
+    event_of: dict[str, float]
+    loss: Tensor
+    grad_norm: Tensor
+    wheres: list[str] = field(default_factory=list)
+
+
+def train(job: TrainingJob, accelerator: Accelerator, emit: Emit) -> TrainResult:
+    """Train the adapter, resuming from a checkpoint of the same run if there is one.
+
+    Raises TrainingError at a non-finite loss or gradient, before it is applied; Interrupted after
+    SIGINT or SIGTERM, with a checkpoint left behind.
+    """
+    return _Loop(job, accelerator, emit).run()
+
+
+def learning_rate(step: int, steps: int, section: TrainSection) -> float:
+    """Rate of the step with this index: linear warm-up, then cosine, linear or constant."""
+    warmup = max(1, round(section.warmup * steps))
+    if step < warmup:
+        return section.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    factors = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return section.learning_rate * factors[section.schedule]
+
+
+class _Loop:
+    def __init__(self, job: TrainingJob, accelerator: Accelerator, emit: Emit) -> None:
+        self.job, self.accelerator, self.emit = job, accelerator, emit
+        self.parameters = trained_parameters(job.model)
+        self.inner = job.base.model
+        self.head = output_head(self.inner)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=job.section.learning_rate, weight_decay=job.section.weight_decay, fused=True
+        )
+        self.progress, self.log = Progress(), list[LogEntry]()
+        self.pending: list[_Pending] = []
+        self.sync_every = SYNC_EVERY if job.base.device.type == "cuda" else 1
+        self.order: tuple[int, list[Encoded]] = (-1, [])
+
+    def run(self) -> TrainResult:
+        assert_trainable_through(self.inner)
+        self._resume()
+        meter = Meter(self.progress.seconds)
+        self.job.model.train()
+        with _signals() as received:
+            while self.progress.step < self.job.steps:
+                stopped_by = self._step(meter, received)
+                if stopped_by:
+                    self._interrupt(stopped_by)
+                if self.progress.step % self.job.section.checkpoint_every == 0:
+                    self._checkpoint()
+        assert_trainable_through(self.inner)
+        return TrainResult(self.progress, self.log, peak_memory_bytes(self.job.base.device))
+
+    def _resume(self) -> None:
+        if not has_checkpoint(self.job.checkpoint):
+            return
+        check_key(self.job.checkpoint, self.job.key)
+        restored = load_checkpoint(self.job.checkpoint, self.job.model, self.optimizer)
+        self.progress, self.log = restored.progress, restored.log
+        self.emit(NoticeEvent(f"resuming at step {self.progress.step} of {self.job.steps} from {self.job.checkpoint}"))
+
+    def _step(self, meter: Meter, received: list[int]) -> int:
+        """Do one optimizer step; return the signal that asks to stop, or 0."""
+        batch = self._batch(self.progress.step)
+        count = trained_tokens(batch)
+        loss = self._accumulate(batch, count)
+        stop = self._reduce(loss, received)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.section.max_grad_norm, foreach=True)
+        rate = learning_rate(self.progress.step, self.job.steps, self.job.section)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # The fused kernel skips the update where this is 1: bad gradients are never applied,
+        # and nobody has to wait for the device to know.
+        self.optimizer.found_inf = (~(norm.isfinite() & loss.isfinite())).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        self._note(batch, count, (loss, norm), rate, meter)
+        return stop
+
+    def _batch(self, step: int) -> list[Encoded]:
+        epoch, position = divmod(step, self.job.steps_per_epoch)
+        if self.order[0] != epoch:
+            self.order = (epoch, self.job.rows.epoch(epoch, self.job.seed))
+        size = self.job.section.batch_size
+        return self.order[1][position * size : (position + 1) * size]
+
+    def _accumulate(self, batch: Sequence[Encoded], count: int) -> Tensor:
+        """Add the gradients of this process's share; return its part of the step's mean loss."""
+        mine = share_out(batch, self.accelerator.num_processes)[self.accelerator.process_index]
+        loss = torch.zeros((), device=self.job.base.device)
+        with packed_attention(self.inner):
+            for micro in pack(mine, self.job.section.micro_batch_tokens, isolate=self.job.base.packs):
+                part = trained_nll(self.inner, self.head, micro.to(self.job.base.device), count)
+                part.backward()
+                loss += part.detach()
+        return loss
+
+    def _reduce(self, loss: Tensor, received: list[int]) -> int:
+        """Sum gradients, loss and the wish to stop over the processes, in one transfer."""
+        signal_number = received[0] if received else 0
+        if self.accelerator.num_processes == 1:
+            return signal_number
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        extra = torch.stack([loss, loss.new_tensor(float(signal_number))])
+        flat = torch.cat([*(g.flatten() for g in gradients), extra])
+        flat = self.accelerator.reduce(flat, reduction="sum")
+        at = 0
+        for parameter in self.parameters:
+            parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
+            at += parameter.numel()
+        loss.copy_(flat[-2])
+        # Processes may have got the signal a step apart: they all see the sum.
+        return min(int(flat[-1]), signal.SIGTERM) and (signal_number or signal.SIGTERM)
+
+    def _note(
+        self, batch: Sequence[Encoded], count: int, result: tuple[Tensor, Tensor], rate: float, meter: Meter
+    ) -> None:
+        """Queue the step's facts; report them when it is time to read the device."""
+        tokens = sum(len(row.ids) for row in batch)
+        self.progress.step += 1
+        self.progress.tokens += tokens
+        self.progress.trained_tokens += count
+        facts = {
+            "step": self.progress.step,
+            "learning_rate": rate,
+            "tokens": tokens,
+            "trained_tokens": count,
+            "epoch": self.progress.step / self.job.steps_per_epoch,
+        }
+        self.pending.append(_Pending(facts, *result, [row.where for row in batch]))
+        epoch_done = self.progress.step % self.job.steps_per_epoch == 0
+        last = self.progress.step == self.job.steps
+        if len(self.pending) >= self.sync_every or epoch_done or last:
+            self._flush(meter)
+        if (epoch_done or last) and self.job.heldout:
+            self._score_heldout()
+        self.progress.seconds = meter.seconds
+
+    def _flush(self, meter: Meter) -> None:
+        """Read what lies on the device, report it, and stop at anything that is not finite."""
+        rate = meter.rate(sum(int(p.event_of["tokens"]) for p in self.pending))
+        memory = peak_memory_bytes(self.job.base.device)
+        for item in self.pending:
+            loss, norm = float(item.loss), float(item.grad_norm)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise TrainingError(
+                    f"step {int(item.event_of['step'])}: loss {loss}, gradient norm {norm}; nothing of it was applied. "
+                    f"Its examples: {', '.join(item.wheres)}",
+                    fix="lower train.learning_rate, or look at these examples",
+                )
+            event = StepEvent(
+                steps=self.job.steps,
+                loss=loss,
+                grad_norm=norm,
+                tokens_per_second=rate,
+                seconds=meter.seconds,
+                memory_bytes=memory,
+                **item.event_of,  # type: ignore[arg-type]
+            )
+            self._report(event)
+        self.pending.clear()
+
+    def _score_heldout(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        budget = self.job.section.micro_batch_tokens
+        scores = score_rows(self.inner, self.job.heldout, budget, isolate=self.job.base.packs)
+        mean = sum(s.nll for s in scores) / max(1, sum(s.tokens for s in scores))
+        self._report(HeldoutEvent(self.progress.step, mean))
+
+    def _report(self, event: StepEvent | HeldoutEvent) -> None:
+        entry = log_entry(event)
+        self.log.append(entry)
+        if self.accelerator.is_main_process:
+            self.emit(event)
+            self.accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=event.step)
+
+    def _checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.job.checkpoint, self.job.key, self.job.model, self.optimizer, self.progress, self.log)
+        self.accelerator.wait_for_everyone()
+
+    def _interrupt(self, signal_number: int) -> None:
+        self._checkpoint()
+        name = signal.Signals(signal_number).name
+        raise Interrupted(
+            signal_number,
+            f"stopped by {name} after step {self.progress.step} of {self.job.steps}; "
+            f"everything so far is in {self.job.checkpoint}",
+            fix="run the same command again to go on from there",
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; a second one kills."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, note)
+    except ValueError:  # not in the main thread: the caller handles signals
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

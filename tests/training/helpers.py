@@ -1,0 +1,44 @@
+"""Runs of the training loop in a test, without a recipe around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import Tensor
+
+from finetune.data.batches import TrainingRows
+from finetune.data.dataset import Example
+from finetune.data.template import Encoded, encode_all
+from finetune.model.base import Base
+from finetune.model.lora import attach
+from finetune.recipe import AdapterSection, TrainSection
+from finetune.training.loop import TrainingJob, TrainResult, train
+from finetune.training.telemetry import Event
+
+SECTION = TrainSection(epochs=2.0, batch_size=8, learning_rate=5e-3, micro_batch_tokens=128)
+
+
+def encoded(base: Base, examples: Sequence[Example]) -> list[Encoded]:
+    return encode_all(examples, base.template, 512).rows
+
+
+def make_job(
+    base: Base,
+    rows: Sequence[Encoded],
+    checkpoint: Path,
+    section: TrainSection = SECTION,
+    adapter: AdapterSection | None = None,
+) -> TrainingJob:
+    model = attach(base, adapter or AdapterSection(r=4, alpha=8.0), seed=0)
+    return TrainingJob(base, model, TrainingRows(rows), [], section, 0, checkpoint, {"run": "test"})
+
+
+def run(job: TrainingJob, events: list[Event] | None = None) -> TrainResult:
+    return train(job, Accelerator(cpu=True), (events if events is not None else []).append)
+
+
+def weights(model: PeftModel) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n}
