@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from finetune.errors import FinetuneError
+from finetune.errors import AdapterError, FinetuneError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 # Piped output is read by machines and in logs: wide enough that tables do not wrap.
@@ -190,17 +190,20 @@ def main() -> None:
 
 def _assistant(adapters: list[str] | None, base: str | None, store: Path) -> Any:
     """Load base and adapters; the base comes from --base, else from the first adapter's card."""
+    from pydantic import ValidationError
+
     from finetune.model.store import find_adapter
     from finetune.recipe import BaseSection
 
-    cards = [find_adapter(name, store).card for name in adapters or []]
-    if base is None and cards:
-        first = cards[0].base
-        section = BaseSection.model_validate(
-            {"model": first.model, "revision": first.revision, "quantization": first.quantization}
-        )
-    else:
-        section = BaseSection(model=base or "tiny")
+    found = [find_adapter(name, store) for name in adapters or []]
+    section = BaseSection(model=base or "tiny")
+    if base is None and found:
+        try:
+            section = BaseSection.model_validate(found[0].card.base.model_dump(exclude={"fingerprint"}))
+        except ValidationError as error:
+            raise AdapterError(
+                f"its card names no base: {error.errors()[0]['msg']}", where=str(found[0].folder)
+            ) from None
     from finetune.serving.assistant import Assistant
 
     return Assistant(section, adapters or [], store=store)

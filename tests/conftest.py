@@ -16,6 +16,8 @@ from finetune.data.formats import Message
 from finetune.model.base import Base, load_base
 from finetune.recipe import BaseSection
 
+MakeBase = Callable[[], Base]
+
 TEXT = (
     "Two large pepperoni pizzas, please. One small veggie pizza and three colas for pickup at noon. "
     "What does a medium margherita cost? Your order is one large pizza with extra cheese and no onions. "
@@ -132,7 +134,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def make_base(model_folder: Path) -> Callable[[], Base]:
+def make_base(model_folder: Path) -> MakeBase:
     """The random Llama in NF4, loaded anew at each call: an adapter changes the model it is put on."""
     section = BaseSection(model=str(model_folder), dtype="float32", device="cpu")
     return lambda: load_base(section, torch.device("cpu"))

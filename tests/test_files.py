@@ -199,7 +199,8 @@ def test_folder_that_a_reader_restores_mid_swap_is_replaced_all_the_same(
 ) -> None:
     target = tmp_path / "adapter"
     fill(target, "one")
-    rename, restored = Path.rename, []
+    rename = Path.rename
+    restored: list[bool] = []
 
     def interrupted(self: Path, to: Path) -> Path:
         if self.name.endswith(".new") and not restored:

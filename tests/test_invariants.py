@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -26,10 +25,10 @@ from finetune.training.loop import TrainingJob
 from finetune.training.loss import output_head, trained_nll
 from finetune.training.scoring import score_rows
 from finetune.training.telemetry import Event, StepEvent
+from tests.conftest import MakeBase
 from tests.training.helpers import SECTION, encoded, make_job, run, weights
 
 ADAPTER = AdapterSection(r=4, alpha=8.0)
-MakeBase = Callable[[], Base]
 
 
 def gradients(base: Base, model: PeftModel, rows: list[Encoded], budget: int) -> tuple[float, list[Tensor]]:

@@ -49,8 +49,9 @@ def load_dataset(section: DataSection) -> Dataset:
         train, heldout = split(rows, section.heldout)
         files = [section.path]
         if not train or not heldout:
+            sides = f"{len(train)} to train on and {len(heldout)} held out"
             raise DataError(
-                f"{len(rows)} rows split by {section.heldout} leave {len(train)} to train on and {len(heldout)} held out",
+                f"{len(rows)} rows split by {section.heldout} leave {sides}",
                 where=section.path,
                 fix="add rows, change data.heldout, or give a file there",
             )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 ROLES = ("system", "user", "assistant")
+MAX_SHOWN = 80  # characters of a wrong value
 Row = Mapping[str, object]
 
 
@@ -41,6 +42,8 @@ def _format(*keys: str) -> Callable[[Builder], Builder]:
 @_format("instruction", "output")
 def instruction(row: Row) -> tuple[Message, ...]:
     """`instruction` -> `output`, with an optional `system`."""
+    if row.get("input"):
+        raise RowError("has an 'input', which this format would leave out; use format 'alpaca'")
     return _pair(row, "instruction", "output")
 
 
@@ -68,7 +71,7 @@ def messages(row: Row) -> tuple[Message, ...]:
     check_roles(turns)
     if turns[-1].role != "assistant":
         raise RowError(
-            f"'messages' ends with role {turns[-1].role!r}; the last turn must be 'assistant' to have something to train"
+            f"'messages' ends with role {turns[-1].role!r}; with something to train it ends with 'assistant'"
         )
     if any(t.role == "assistant" and not t.content.strip() for t in turns):
         raise RowError("an assistant turn is empty: nothing to train")
@@ -93,7 +96,7 @@ def _turn(item: object, index: int) -> Message:
         raise RowError(f"turn {index + 1} has role {role!r}, expected one of {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise RowError(f"turn {index + 1}: 'content' is {type(content).__name__}, not text")
-    return Message(str(role), content)
+    return Message(str(role), _encodable(content, f"turn {index + 1}: 'content'"))
 
 
 def _pair(row: Row, prompt: str, completion: str) -> tuple[Message, ...]:
@@ -107,8 +110,17 @@ def _system(row: Row) -> tuple[Message, ...]:
 def _text(row: Row, key: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        raise RowError(f"{key!r} is {type(value).__name__} {value!r}, not text")
-    return value
+        raise RowError(f"{key!r} is {type(value).__name__} {repr(value)[:MAX_SHOWN]}, not text")
+    return _encodable(value, repr(key))
+
+
+def _encodable(text: str, name: str) -> str:
+    """JSON can spell halves of UTF-16 pairs, which are no text: no tokenizer takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RowError(f"{name} has half of a UTF-16 pair at character {error.start}") from None
+    return text
 
 
 def _completion(row: Row, key: str) -> str:

@@ -25,9 +25,9 @@ def read_rows(path: str | Path) -> Iterator[LocatedRow]:
         raise DataError(
             f"unknown kind of data file {path.suffix!r}", where=str(path), fix=f"use one of {', '.join(READERS)}"
         )
-    if not path.is_file():
-        raise DataError("no such data file", where=str(path), fix=f"looked for {path.resolve()}")
     try:
+        if not path.is_file():
+            raise DataError("no such data file", where=str(path), fix=f"looked for {path.resolve()}")
         yield from reader(path)
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8 text ({error.reason} at byte {error.start})", where=str(path)) from None
@@ -46,11 +46,10 @@ def _parse(line: str, path: Path, number: int) -> object:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"broken JSON: {error.msg} at column {error.colno}",
-            where=f"{path}:{number}",
-            fix="each line must be one JSON object",
-        ) from None
+        what, fix = f"broken JSON: {error.msg} at column {error.colno}", "each line must be one JSON object"
+        raise DataError(what, where=f"{path}:{number}", fix=fix) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise DataError(f"JSON that cannot be read: {error}", where=f"{path}:{number}") from None
 
 
 def _read_json(path: Path) -> Iterator[LocatedRow]:
@@ -59,6 +58,8 @@ def _read_json(path: Path) -> Iterator[LocatedRow]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"broken JSON: {error.msg}", where=f"{path}:{error.lineno}:{error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"JSON that cannot be read: {error}", where=str(path)) from None
     if not isinstance(rows, list):
         raise DataError(f"holds one {type(rows).__name__}, expected a list of objects", where=str(path))
     for number, row in enumerate(rows, 1):
@@ -69,10 +70,13 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         try:
+            headers = reader.fieldnames or ()
+            if twice := sorted({name for name in headers if headers.count(name) > 1}):
+                raise DataError(f"two columns are called {twice[0]!r}", where=f"{path}:1")
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row or None in row.values():
-                    raise DataError(f"the row has another number of cells than the {len(row)} headers", where=where)
+                    raise DataError(f"the row has another number of cells than the {len(headers)} headers", where=where)
                 yield LocatedRow(row, where)
         except csv.Error as error:
             raise DataError(f"broken CSV: {error}", where=f"{path}:{reader.line_num}") from None

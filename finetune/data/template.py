@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -60,26 +60,14 @@ def load_template(tokenizer: PreTrainedTokenizerBase, name: str) -> ChatTemplate
             where=name,
             fix="use the model's chat ('Instruct') variant, or put a chat_template.jinja beside its tokenizer",
         )
-    user = _render(tokenizer, _PROBE[:1], generation_prompt=False)
-    opened = _render(tokenizer, _PROBE[:1], generation_prompt=True)
-    if not opened.startswith(user) or opened == user:
-        raise ModelError(
-            "chat template has no generation prompt (add_generation_prompt changes nothing)",
-            where=name,
-            fix="the model could not know when to answer; use another chat template",
-        )
-    end = _end_of_turn(tokenizer, name)
-    template = ChatTemplate(
-        tokenizer,
-        opened[len(user) :],
-        end,
-        frozenset({end, *_ids_of(tokenizer.eos_token_id)}),
-        " x " not in _render(tokenizer, (Message("user", " x "),), generation_prompt=True),
-        joint=False,
-    )
-    if not _same_as_whole(template):
-        template = ChatTemplate(**{**template.__dict__, "joint": True})
-    _prove_prefix(template, name)
+    try:
+        template = _probe(tokenizer)
+        _prove_prefix(template)
+    except (TemplateError, DataError) as error:
+        reason = error.what if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        raise ModelError(f"chat template cannot be trained on: {reason}", where=name) from None
+    except ModelError as error:
+        raise ModelError(f"chat template cannot be trained on: {error.what}", where=name, fix=error.fix) from None
     return template
 
 
@@ -102,8 +90,14 @@ def encode(example: Example, template: ChatTemplate) -> Encoded:
 
 
 def encode_prompt(messages: Sequence[Message], template: ChatTemplate) -> list[int]:
-    """Tokenise a conversation up to where the assistant answers; the same ids that training saw."""
-    return _tokenise(_spans(messages, template, generation_prompt=True), template)[0]
+    """Tokenise a conversation up to where the assistant answers; the same ids that training saw.
+
+    Raises DataError if the template cannot express it.
+    """
+    try:
+        return _tokenise(_spans(messages, template, generation_prompt=True), template)[0]
+    except (TemplateError, ModelError) as error:
+        raise DataError(f"the chat template refuses this conversation: {error}") from None
 
 
 class EncodedSet(NamedTuple):
@@ -124,6 +118,8 @@ def encode_all(
             f"(longest {len(longest.ids)}, {longest.where})",
             fix="raise data.max_length, shorten them, or set data.too_long: drop",
         )
+    if rows and len(long) == len(rows):
+        raise DataError(f"all {len(rows)} examples exceed {max_length} tokens, so none is left ({rows[0].where}, ...)")
     return EncodedSet([row for row in rows if len(row.ids) <= max_length], len(long))
 
 
@@ -191,7 +187,7 @@ def _scaffold_ids(template: ChatTemplate, text: str) -> list[int]:
 
 def _tokenise_joint(spans: Sequence[_Span], template: ChatTemplate) -> tuple[list[int], list[int]]:
     """For tokenizers that mark the start of a text (SentencePiece): one pass, mask by offsets."""
-    control = template.tokenizer.all_special_tokens
+    control = template.tokenizer.convert_ids_to_tokens(sorted(_control_ids(template.tokenizer)))
     for span in spans:
         if span.is_content and (found := next((c for c in control if c in span.text), None)):
             raise ModelError(f"a message contains the control token {found!r}")
@@ -215,19 +211,57 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, 
     return text
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+def _probe(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """Find out about a chat template what encoding needs to know."""
+    end = _end_of_turn(tokenizer)
+    template = ChatTemplate(
+        tokenizer,
+        _generation_prompt(tokenizer),
+        end,
+        frozenset({end, *_ids_of(tokenizer.eos_token_id)}),
+        " x " not in _render(tokenizer, (Message("user", " x "),), generation_prompt=True),
+        joint=False,
+    )
+    return template if _same_as_whole(template) else replace(template, joint=True)
+
+
+def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Find what stands between a user turn and the answer to it.
+
+    Some templates need no opening of the answer: a user turn's end says it ([INST] ... [/INST]).
+    """
+    user = _render(tokenizer, _PROBE[:1], generation_prompt=False)
+    opened = _render(tokenizer, _PROBE[:1], generation_prompt=True)
+    if opened.startswith(user) and opened != user:
+        return opened[len(user) :]
+    whole = _render(tokenizer, _PROBE, generation_prompt=False)
+    question, answer = (message.content for message in _PROBE)
+    closing = opened[opened.rfind(question) + len(question) :]
+    gap = whole[len(opened) : whole.rfind(answer)]
+    if opened == user and closing.strip() and whole.startswith(opened) and not gap.strip():
+        return closing
+    raise ModelError(
+        "it has no generation prompt (add_generation_prompt changes nothing)",
+        fix="the model could not know when to answer; use another chat template",
+    )
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:
     """Find the control token that closes an assistant turn."""
     rendered = _render(tokenizer, _PROBE, generation_prompt=False)
     tail = rendered[rendered.rfind(_PROBE[1].content) + len(_PROBE[1].content) :]
-    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    control = _control_ids(tokenizer)
     for token in tokenizer(tail, add_special_tokens=False)["input_ids"]:
-        if token in special:
+        if token in control:
             return int(token)
     raise ModelError(
-        "chat template puts no end-of-turn token behind an answer, so the model would not learn to stop",
-        where=name,
+        "it puts no end-of-turn token behind an answer, so the model would not learn to stop",
         fix="use a chat template that ends assistant turns, for example with eos_token",
     )
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    return {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
 
 
 def _same_as_whole(template: ChatTemplate) -> bool:
@@ -238,14 +272,11 @@ def _same_as_whole(template: ChatTemplate) -> bool:
     return bool(pieces == whole)
 
 
-def _prove_prefix(template: ChatTemplate, name: str) -> None:
-    try:
-        encoded = encode(Example(_PROBE, name), template)
-    except DataError as error:
-        raise ModelError(f"chat template cannot be trained on: {error.what}", where=name) from None
+def _prove_prefix(template: ChatTemplate) -> None:
+    encoded = encode(Example(_PROBE, "probe"), template)
     prompt = encode_prompt(_PROBE[:1], template)
     if encoded.ids[: len(prompt)] != prompt or any(encoded.loss_mask[: len(prompt)]):
-        raise ModelError("chat template: the prompt's tokens are no prefix of the conversation's", where=name)
+        raise ModelError("the prompt's tokens are no prefix of the conversation's")
 
 
 def _ids_of(value: int | list[int] | None) -> list[int]:

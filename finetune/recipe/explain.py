@@ -77,10 +77,10 @@ def _message(item: Any, at: Location) -> str:
 def _suggest(at: Location) -> str:
     key = str(at[-1])
     here = list(next(_sections_at(at[:-1]), Recipe).model_fields)
-    if close := difflib.get_close_matches(key, here, n=1, cutoff=0.8):
-        return f"did you mean {close[0]!r}?"
     if key in SYNONYMS:
         return f"here it is called {SYNONYMS[key]!r}"
+    if close := difflib.get_close_matches(key, here, n=1, cutoff=0.8):
+        return f"did you mean {close[0]!r}?"
     if elsewhere := [name for name in all_keys() if name.rpartition(".")[2] == key]:
         return f"did you mean {elsewhere[0]!r}?"
     if close := difflib.get_close_matches(key, here, n=1) or difflib.get_close_matches(key, SYNONYMS, n=1):

@@ -15,8 +15,7 @@ def _check_name(name: str) -> str:
     """The adapter's name is a folder's name, everywhere and without surprises."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         return name
-    raise ValueError("should be 1 to 64 of the letters a-z and A-Z, digits, '.', '_', '-', beginning with no sign")
-
+    raise ValueError("should be 1 to 64 of the letters a-z and A-Z, digits, '.', '_', '-', the first no sign")
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
@@ -88,7 +87,7 @@ class GenerationSection(Section):
     temperature: float = Field(0.0, ge=0.0, le=10.0, description="0: greedy; else sampling temperature")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample from the smallest set with this probability")
     max_new_tokens: Positive = Field(128, description="tokens per answer at most")
-    stop: tuple[str, ...] = Field((), description="strings that end an answer (not part of it)")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="strings that end an answer (not part of it)")
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="per earlier occurrence in the answer")
     presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="once a token occurs in the answer")
 

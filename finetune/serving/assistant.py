@@ -116,17 +116,21 @@ class Assistant:
 
     @contextmanager
     def _using(self, adapter: str | None) -> Iterator[nn.Module]:
-        if adapter is None:
-            off: AbstractContextManager[object] = self._model.disable_adapter() if self._model else nullcontext()
-            with off:
-                yield self.base.model
-            return
-        if adapter not in self._slots or self._model is None:
+        if adapter is not None and (adapter not in self._slots or self._model is None):
             known = ", ".join(self._slots) or "none"
             raise AdapterError(f"adapter {adapter!r} is not loaded (loaded: {known})")
-        self._model.set_adapter(self._slots[adapter])
-        self._model.requires_grad_(False)  # set_adapter marks what it activates as trainable
-        yield self.base.model
+        if self._model is None:
+            yield self.base.model
+            return
+        off: AbstractContextManager[object] = self._model.disable_adapter() if adapter is None else nullcontext()
+        if adapter is not None:
+            self._model.set_adapter(self._slots[adapter])
+        try:
+            with off:
+                yield self.base.model
+        finally:
+            # PEFT marks what it activates as trainable, also when a block without adapters ends.
+            self._model.requires_grad_(False)
 
 
 def _messages(prompt: str | Sequence[Message]) -> Sequence[Message]:
