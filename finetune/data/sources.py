@@ -44,7 +44,7 @@ def _read_jsonl(path: Path) -> Iterator[LocatedRow]:
 
 def _parse(line: str, path: Path, number: int) -> object:
     try:
-        return json.loads(line)
+        return json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         what, fix = f"broken JSON: {error.msg} at column {error.colno}", "each line must be one JSON object"
         raise DataError(what, where=f"{path}:{number}", fix=fix) from None
@@ -79,7 +79,8 @@ def _read_csv(path: Path) -> Iterator[LocatedRow]:
                     raise DataError(f"the row has another number of cells than the {len(headers)} headers", where=where)
                 yield LocatedRow(row, where)
         except csv.Error as error:
-            raise DataError(f"broken CSV: {error}", where=f"{path}:{reader.line_num}") from None
+            # DictReader's own count lags behind a row that fails.
+            raise DataError(f"broken CSV: {error}", where=f"{path}:{reader.reader.line_num}") from None
 
 
 def _read_parquet(path: Path) -> Iterator[LocatedRow]:

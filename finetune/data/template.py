@@ -226,9 +226,10 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
 
 
 def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Find what stands between a user turn and the answer to it.
+    """Find what opens an answer.
 
-    Some templates need no opening of the answer: a user turn's end says it ([INST] ... [/INST]).
+    Some templates need no opening, the end of the user's turn says it ([INST] ... [/INST]); some close
+    the text where no answer is to come. For both it is all that stands behind the user's words.
     """
     user = _render(tokenizer, _PROBE[:1], generation_prompt=False)
     opened = _render(tokenizer, _PROBE[:1], generation_prompt=True)
@@ -238,7 +239,7 @@ def _generation_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
     question, answer = (message.content for message in _PROBE)
     closing = opened[opened.rfind(question) + len(question) :]
     gap = whole[len(opened) : whole.rfind(answer)]
-    if opened == user and closing.strip() and whole.startswith(opened) and not gap.strip():
+    if closing.strip() and whole.startswith(opened) and (opened != user or not gap.strip()):
         return closing
     raise ModelError(
         "it has no generation prompt (add_generation_prompt changes nothing)",

@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from finetune.data.template import ChatTemplate, load_template
 from finetune.errors import ModelError
 from finetune.model.attention import keeps_segments_apart
-from finetune.model.hub import explain, local_path
+from finetune.model.hub import explain, hub_options, local_path
 from finetune.recipe import BaseSection
 
 _SLICE = 1 << 16  # bytes hashed at each of _SLICES places of a weight file
@@ -56,7 +56,7 @@ def load_base(section: BaseSection, device: torch.device) -> Base:
     """Load tokenizer, chat template and frozen weights. Raises ModelError with the cause."""
     tokenizer = load_tokenizer(section)
     template = load_template(tokenizer, section.model)
-    path, options = local_path(section), _options(section)
+    path, options = local_path(section), hub_options(section)
     with explain(section.model), _quietly():
         config = AutoConfig.from_pretrained(path, **options)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -90,7 +90,7 @@ def load_tokenizer(section: BaseSection) -> PreTrainedTokenizerBase:
             "the folder has no tokenizer (tokenizer.json)", where=section.model, fix="save the tokenizer there too"
         )
     with explain(section.model):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **_options(section))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **hub_options(section))
     return tokenizer
 
 
@@ -148,10 +148,6 @@ def _quantization(section: BaseSection) -> BitsAndBytesConfig | None:
     )
 
 
-def _options(section: BaseSection) -> dict[str, Any]:
-    return {"revision": section.revision or "main", "trust_remote_code": section.trust_remote_code}
-
-
 def _stable_config(config: Any) -> dict[str, Any]:
     """The config without what depends on the library's version or on where it was loaded from."""
     volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "quantization_config"}
@@ -182,10 +178,10 @@ def _weights_fingerprint(path: str, options: dict[str, Any]) -> str:
 
 
 def _weight_files(path: str, options: dict[str, Any]) -> list[Path]:
-    revision = options["revision"]
-    single = cached_file(path, "model.safetensors", revision=revision, _raise_exceptions_for_missing_entries=False)
+    where = {key: options[key] for key in ("revision", "local_files_only")}
+    single = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **where)
     if single:
         return [Path(single)]
-    index = cached_file(path, "model.safetensors.index.json", revision=revision)
+    index = cached_file(path, "model.safetensors.index.json", **where)
     names = sorted(set(json.loads(Path(str(index)).read_text())["weight_map"].values()))
-    return [Path(str(cached_file(path, name, revision=revision))) for name in names]
+    return [Path(str(cached_file(path, name, **where))) for name in names]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from huggingface_hub.constants import ENDPOINT
 
 from finetune.errors import ModelError
 from finetune.recipe import BaseSection
@@ -49,6 +56,27 @@ def local_path(section: BaseSection) -> str:
     if looks_local and section.model.count("/") != 0:
         raise ModelError("no such folder", where=section.model, fix=f"looked for {path.resolve()}")
     return section.model
+
+
+def hub_options(section: BaseSection) -> dict[str, Any]:
+    """Keyword arguments for every from_pretrained call of this base."""
+    return {
+        "revision": section.revision or "main",
+        "trust_remote_code": section.trust_remote_code,
+        "local_files_only": not (Path(local_path(section)).is_dir() or _reachable()),
+    }
+
+
+@lru_cache(maxsize=1)
+def _reachable() -> bool:
+    """Whether the Hub's name resolves; without this, a machine without network retries for a minute."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # the proxy resolves names
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

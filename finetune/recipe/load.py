@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from finetune.errors import RecipeError
@@ -57,8 +57,8 @@ def read_yaml(path: Path) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise RecipeError(f"is not valid YAML: {error.problem or error.context}", where=where) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"is not valid YAML: {error}", where=str(path)) from None
+    except Exception as error:  # odd tags make ruamel stumble over anything, assertions included
+        raise RecipeError(f"is not valid YAML: {error or type(error).__name__}", where=str(path)) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -126,13 +126,14 @@ def _override(plain: dict[str, Any], text: str, lines: dict[Location, str]) -> N
     if not equals or not all(keys):
         raise RecipeError(f"override {text!r} is no assignment", fix="write it as section.key=value")
     section: Any = plain
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], 1):
         section = section.setdefault(key, {})
+        lines.setdefault(keys[:depth], f"override {text}")
         if not isinstance(section, dict):
             raise RecipeError(f"override {text!r}: {key!r} is no section of the recipe")
     try:
         parsed = YAML(typ="rt", pure=True).load(value) if value.strip() else None
-    except (YAMLError, ValueError, RecursionError):
+    except Exception:  # as in read_yaml
         raise RecipeError(f"override {text!r}: the value is not valid YAML") from None
     where: dict[Location, str] = {}
     section[keys[-1]] = _plain(parsed, f"override {name.strip()}", keys, where, [0])

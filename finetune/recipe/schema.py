@@ -87,7 +87,9 @@ class GenerationSection(Section):
     temperature: float = Field(0.0, ge=0.0, le=10.0, description="0: greedy; else sampling temperature")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample from the smallest set with this probability")
     max_new_tokens: Positive = Field(128, description="tokens per answer at most")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="strings that end an answer (not part of it)")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="strings that end an answer (not part of it)"
+    )
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="per earlier occurrence in the answer")
     presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="once a token occurs in the answer")
 
@@ -122,6 +124,8 @@ class EvalSection(Section):
 
 
 class Recipe(Section):
+    """Everything about one run."""
+
     name: Name = Field(description="the adapter's name")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     output: str = Field("adapters", min_length=1, description="folder that gets the adapter folder")

@@ -167,7 +167,8 @@ def test_anchors_merges_and_a_byte_order_mark_work(tmp_path: Path) -> None:
         ("name: a\nname: b\n", "2:1", "duplicate key"),
         ("name: a\nbase: {model: tiny\n", "3:1", "not valid YAML"),
         ("a: b\n---\nc: d\n", "2:1", "another document"),
-        ("a: " + "[" * 3000, "", "not valid YAML"),
+        ("a: " + "[" * 400, "", "not valid YAML"),
+        ("a: " + "[" * 40 + "]" * 40, "", "32 levels"),
         ("name: 2001-99-99", "", "not valid YAML"),
         ("- a\n", "", "expected `key: value` lines"),
         ("", "", "expected `key: value` lines"),
@@ -218,7 +219,7 @@ def test_overrides_go_through_the_same_schema(tmp_path: Path) -> None:
         ("train..epochs=1", "is no assignment"),
         ("train.epochs=[1", "the value is not valid YAML"),
         ("train.epochs=2001-99-99", "the value is not valid YAML"),
-        ("train.epochs=" + "[" * 3000, "the value is not valid YAML"),
+        ("train.epochs=" + "[" * 400, "the value is not valid YAML"),
         ("name.first=x", "'name' is no section of the recipe"),
         ("train.epochs=two", "override train.epochs=two: train.epochs: 'two' should be a number"),
         ("train.epoch=2", "train.epoch: no such key; did you mean 'epochs'?"),
@@ -231,11 +232,11 @@ def test_a_bad_override_is_named(tmp_path: Path, override: str, words: str) -> N
 
 
 KEYS = st.sampled_from(["name", "base", "data", "train", "eval", "gates", "mix", "<<", "? [a]", "!!set x", "&a a", "1"])
-VALUES = st.sampled_from(
-    ["tiny", "*a", "&a {b: *a}", "!foo x", "!!binary aa", "!!timestamp x", "{<<: *a}", "[", "]", "{", "}", "2001-1-1"]
-    + ["- 1", "|\n  x", "'", '"\\ud800"', "{path: a}", "!!omap [a: b]", "!!set {a}", ".inf", "1_0", "0x", "!!int x", "%"]
-)
-LINES = st.tuples(st.sampled_from(["", "  ", "- "]), KEYS, VALUES | st.text(max_size=8)).map(lambda t: f"{t[0]}{t[1]}: {t[2]}")
+VALUES = st.sampled_from(["tiny", "*a", "&a {b: *a}", "{<<: *a}", "{path: a}", "- 1", "|\n  x", *"[]{}'%"])
+ODD = st.sampled_from(["!foo x", "!!binary aa", "!!timestamp x", "!!omap [a: b]", "!!set {a}", "!!int x", "!!float x"])
+MORE = st.sampled_from(["!!map []", "!!null x", "%YAML 9", "2001-1-1", '"\\ud800"', "0x", ".inf", "1_0", "2001-99-99"])
+INDENTS = st.sampled_from(["", "  ", "- "])
+LINES = st.tuples(INDENTS, KEYS, VALUES | ODD | MORE | st.text(max_size=8)).map(lambda t: f"{t[0]}{t[1]}: {t[2]}")
 TEXTS = st.lists(LINES, max_size=6).map("\n".join) | st.text(max_size=60)
 
 
