@@ -56,7 +56,7 @@ def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> S
     accelerator = make_accelerator(recipe.base, recipe.train.trackers, Path(recipe.output) / "trackers")
     target = Path(recipe.output) / recipe.name
     checkpoint = Path(recipe.output) / f"{recipe.name}.checkpoint"
-    _check_writable(Path(recipe.output))
+    _check_writable(target)
     dataset = load_dataset(recipe.data)
     base = load_base(recipe.base, accelerator.device)
     job = _job(recipe, base, dataset, checkpoint, emit)
@@ -92,7 +92,8 @@ def evaluate(
     base = load_base(recipe.base, pick_device(recipe.base))
     bot = Assistant(base, [stored.folder])
     heldout = encode_all(dataset.heldout, base.template, recipe.data.max_length, drop_long=True)
-    ordinary = encode_all(general, base.template, GENERAL_MAX_LENGTH, drop_long=True)
+    longest = min(GENERAL_MAX_LENGTH, base.max_positions or GENERAL_MAX_LENGTH)
+    ordinary = encode_all(general, base.template, longest, drop_long=True)
     for name, dropped in (("held-out", heldout.dropped), ("general", ordinary.dropped)):
         if dropped:
             emit(NoticeEvent(f"{dropped} {name} rows are longer than the limit and were left out"))
@@ -233,15 +234,18 @@ def _evaluated_files(dataset: Dataset, section: EvalSection) -> dict[str, str]:
     return {**dataset.sha256, **{name: sha256_file(name) for name in extra}}
 
 
-def _check_writable(folder: Path) -> None:
-    probe = folder / ".writable"
+def _check_writable(target: Path) -> None:
+    """Find out before hours of training whether the adapter can be written at the end."""
+    probe = target.parent / ".writable"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
         probe.unlink(missing_ok=True)
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(20, "a file stands where the adapter folder belongs")
     except OSError as error:
         raise AdapterError(
-            f"output folder cannot be written ({error.strerror or error})", where=str(folder), fix="set output: FOLDER"
+            f"output folder cannot be written ({error.strerror or error})", where=str(target), fix="set output: FOLDER"
         ) from None
 
 

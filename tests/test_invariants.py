@@ -123,9 +123,7 @@ def test_how_a_step_is_cut_does_not_change_the_adapter(
         torch.testing.assert_close(tensor, results[1][name], rtol=0, atol=1e-4)
 
 
-def test_the_base_is_the_same_before_and_after(
-    base: Base, examples: tuple[Example, ...], tmp_path: Path
-) -> None:
+def test_the_base_is_the_same_before_and_after(base: Base, examples: tuple[Example, ...], tmp_path: Path) -> None:
     before = weights_sha256(base.model)
     rows = encoded(base, examples)
     job = make_job(base, rows, tmp_path / "none")
@@ -224,9 +222,7 @@ def test_a_fixture_is_memorised(base: Base, tmp_path: Path) -> None:
     assert result.log[-1]["loss"] < 0.1
 
 
-def test_saved_then_loaded_is_what_was_in_memory_here_and_in_peft(
-    make_base: MakeBase, tmp_path: Path
-) -> None:
+def test_saved_then_loaded_is_what_was_in_memory_here_and_in_peft(make_base: MakeBase, tmp_path: Path) -> None:
     model = attach(make_base(), ADAPTER, seed=0)
     stir(model)
     expected = logits(model.eval(), IDS)

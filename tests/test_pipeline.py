@@ -117,7 +117,7 @@ def test_an_adapter_of_another_base_is_refused(
     train(short)
     save_model(tmp_path / "other", tokenizer, seed=5)
     other = short.model_copy(update={"base": short.base.model_copy(update={"model": str(tmp_path / "other")})})
-    with pytest.raises(AdapterError, match="trained on base .*random-llama.*they differ in weights"):
+    with pytest.raises(AdapterError, match=r"trained on base .*random-llama.*they differ in weights"):
         evaluate(other)
 
 

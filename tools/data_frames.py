@@ -6,7 +6,7 @@ from data_rows import pool
 
 # --- requests -----------------------------------------------------------------------------------
 
-GREETINGS = ("", "", "", "", "", "Hi,", "Hello,", "Hey,", "Good evening,", "Hi there,", "Good afternoon,", "Excuse me,")
+GREETINGS = (*("",) * 14, "Hi,", "Hello,", "Hey,", "Good evening,", "Hi there,", "Good afternoon,", "Excuse me,")
 
 ASKS = (
     "{items}, please.",
@@ -56,12 +56,12 @@ STORIES = (
     "I never know what to choose, but today it is {items}.",
 )
 
-THANKS = ("", "", "", "", "", "Thank you.", "Thanks a lot.", "That is all.", "That's everything.", "Thanks!")
+THANKS = (*("",) * 14, "Thank you.", "Thanks a lot.", "That is all.", "That's everything.", "Thanks!")
 
 # --- replies ------------------------------------------------------------------------------------
 
 OPENERS = (
-    "",
+    *("",) * 6,  # most replies come to the point
     "Sure.",
     "Of course.",
     "Certainly.",
@@ -109,8 +109,7 @@ CONFIRMS = (
 )
 
 CLOSERS = (
-    "",
-    "",
+    *("",) * 14,
     "Anything else?",
     "Would you like anything else?",
     "Is that for pickup or delivery?",
@@ -130,23 +129,6 @@ CLOSERS = (
 )
 
 # --- a pizza without a size ---------------------------------------------------------------------
-
-ASK_SIZE = (
-    "What size would you like for {items}?",
-    "Which size should I put down for {items}?",
-    "For {items}, what size would you like?",
-    "Small, medium or large for {items}?",
-    "I still need a size for {items}: small, medium or large?",
-    "Do you want small, medium or large for {items}?",
-    "Which size may we make for {items}?",
-    "Please choose a size for {items}: small, medium or large.",
-    "Before I enter {items}, which size should it be?",
-    "I can make {items} in any size, so small, medium or large?",
-    "What size shall I note for {items}?",
-    "We make {items} small, medium or large. Which size do you want?",
-    "Only the size is missing for {items}: small, medium or large?",
-    "Tell me the size for {items}, please.",
-)
 
 # --- pickup and delivery ------------------------------------------------------------------------
 
@@ -209,8 +191,7 @@ PICKUP_REPLIES = (
 )
 
 WAY_CLOSERS = (
-    "",
-    "",
+    *("",) * 14,
     "Anything else?",
     "Thank you for choosing Luna Pizza.",
     "See you soon.",

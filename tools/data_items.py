@@ -65,7 +65,7 @@ _QUANTITY = re.compile(r"\b(" + "|".join(NUMBERS) + r")\b(?!-| question)")
 
 def random_changes(rng: Random, pizza: str) -> tuple[tuple[str, str], ...]:
     """Draw no, one or two changes to the toppings of a pizza."""
-    count = rng.choices((0, 1, 2), (50, 32, 18))[0]
+    count = rng.choices((0, 1, 2), (56, 34, 10))[0]
     extras = [("extra", t) for t in rng.sample(sorted(set(TOPPINGS) - set(PIZZAS[pizza].removable)), 2)]
     removed = [("no", t) for t in PIZZAS[pizza].removable]
     pool = [extras[0], rng.choice(removed)] if rng.random() < 0.7 else extras
@@ -89,9 +89,9 @@ def random_order(rng: Random) -> list[Item]:
     """Draw two or three different items, at least one of them a pizza."""
     items = [random_pizza(rng, plain=rng.random() < 0.5), random_extra(rng)]
     third = rng.random()
-    if third < 0.18:
+    if third < 0.06:
         items.append(random_extra(rng))
-    elif third < 0.36:
+    elif third < 0.12:
         items.append(random_pizza(rng, plain=True))
     rng.shuffle(items)
     names = {item.name for item in items}

@@ -5,18 +5,11 @@ from __future__ import annotations
 from data_rows import pool
 
 UNSOLD_FOOD = pool(
-    "sushi|burgers|tacos|ramen|steaks|hot dogs|curry|pancakes|donuts|fried rice|noodles|soup|sandwiches|burritos|"
-    "kebabs|lasagna|spaghetti|risotto|dumplings|waffles|ice cream|apple pie|croissants|bagels|fish and chips|"
-    "meatballs|roast beef|oysters|lobster|nachos|onion rings|mashed potatoes|coleslaw|popcorn|cheesecake|muffins|"
-    "beer|wine|coffee|milkshakes|hot chocolate|green tea|champagne|whiskey|ginger ale|apple juice|tomato juice|"
-    "smoothies|espresso|coconut water|energy drinks|cocktails|calzones|falafel|paella|gyros|pad thai|spring rolls|"
-    "omelettes|porridge"
+    "sushi|burgers|tacos|noodles|soup|sandwiches|ice cream|steaks|coffee|beer|wine|pancakes|curry|hot dogs|donuts|"
+    "milkshakes"
 )
 
-UNSOLD_TOPPINGS = pool(
-    "anchovies|avocado|truffles|broccoli|corn|eggs|shrimp paste|salmon|artichokes|capers|zucchini|kimchi|tofu|"
-    "asparagus|banana|pesto|feta|turkey|lamb|potatoes"
-)
+UNSOLD_TOPPINGS = pool("avocado|eggs|corn|tofu|turkey|broccoli|potatoes|salmon")
 
 LACK_ASKS = (
     "Can I get some {x}?",
@@ -77,7 +70,7 @@ LACKS = (
 )
 
 LACK_CLOSERS = (
-    "",
+    *("",) * 10,
     "We do have pizzas, drinks and sides.",
     "Would you like a pizza?",
     "Can I get you a pizza?",
@@ -170,8 +163,7 @@ DECLINES = (
 )
 
 DECLINE_CLOSERS = (
-    "",
-    "",
+    *("",) * 10,
     "Would you like a pizza?",
     "Can I get you a pizza?",
     "What would you like to eat?",

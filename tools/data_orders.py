@@ -1,4 +1,4 @@
-"""Makers of order rows: plain orders, missing sizes, changes, pickup and delivery."""
+"""Makers of order rows: plain orders, changes, pickup and delivery."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def order_checks(items: list[Item]) -> tuple[Check, ...]:
 
 def ask(rng: Random, items: str) -> str:
     """Word the request for an order."""
-    if rng.random() < 0.12:
+    if rng.random() < 0.05:
         return rng.choice(frames.STORIES).format(items=items)
     body = rng.choice(frames.ASKS).format(items=items)
     tail = "" if "thanks" in body else rng.choice(frames.THANKS)
@@ -60,15 +60,6 @@ def confirmed(rng: Random, items: list[Item], kind: str) -> Row:
     text = ask(rng, say_order(rng, items))
     answer = reply(rng, frames.CONFIRMS, items=phrases(items))
     return Row(text, answer, kind, order_key(items), order_checks(items))
-
-
-def ask_size(rng: Random) -> Row:
-    """Order a pizza without a size; the answer asks for it."""
-    item = replace(random_pizza(rng, plain=rng.random() < 0.7), size="")
-    text = ask(rng, say_item(rng, item))
-    answer = reply(rng, frames.ASK_SIZE, ("",), items=item.phrase())
-    checks = (contains(item.phrase()), matches(r"(?i)\bsize\b|small, medium or large"))
-    return Row(text, answer, "ask-size", order_key([item]) + "; no size", checks)
 
 
 def delivery(rng: Random) -> Row:

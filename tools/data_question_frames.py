@@ -69,8 +69,7 @@ PRICE_REPLIES = (
 )
 
 PRICE_CLOSERS = (
-    "",
-    "",
+    *("",) * 10,
     "Would you like to order?",
     "Shall I put in an order?",
     "Do you want to order now?",
@@ -175,8 +174,7 @@ GROUP_REPLIES = (
 )
 
 MENU_CLOSERS = (
-    "",
-    "",
+    *("",) * 10,
     "What would you like?",
     "What can I get you?",
     "Would you like to order?",
@@ -189,8 +187,7 @@ MENU_CLOSERS = (
 )
 
 INFO_CLOSERS = (
-    "",
-    "",
+    *("",) * 10,
     "What would you like?",
     "What can I get you?",
     "Would you like to order?",

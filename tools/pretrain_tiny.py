@@ -215,7 +215,9 @@ def perplexity(loss: torch.nn.Module, data: list[Dialogue], device: str) -> floa
     return math.exp(total / count)
 
 
-def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], progress: Progress) -> None:
+def save_checkpoint(
+    folder: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], progress: Progress
+) -> None:
     fresh = folder.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -262,7 +264,9 @@ def pretrain(corpus: Path, work: Path, tokens: float, batch_tokens: int, save_ev
     peaks = [[g["lr"] for g in o.param_groups] for o in optimizers]
     plain = Loss(model)
     loss = torch.compile(plain, dynamic=True)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(len(d.ids) for d in train):,} tokens an epoch")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(len(d.ids) for d in train):,} tokens an epoch"
+    )
     log = (work / "log.jsonl").open("a", buffering=1)
     batches, began = stream(train, batch_tokens, progress.step), time.monotonic() - progress.seconds
     while progress.tokens < tokens:

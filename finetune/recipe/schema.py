@@ -53,7 +53,9 @@ class DataSection(Section):
     heldout: str | Annotated[float, Field(gt=0.0, le=0.5)] = Field(
         0.1, description="held-out rows: a file, or the share of data.path to hold out by content hash"
     )
-    system: str | None = Field(None, description="system prompt put before every example and prompt that has none")
+    system: str | None = Field(
+        None, description="system prompt of rows and prompts that have none (mix and eval.general stay as they are)"
+    )
     max_length: Positive = Field(512, description="tokens per example, hard limit")
     too_long: Literal["error", "drop"] = Field("error", description="what to do with longer examples")
     mix: tuple[MixSource, ...] = Field((), description="further data sets, mixed in by weight")

@@ -22,9 +22,8 @@ DATA = ROOT / "data"
 SETS = ("pizza", "cheerful", "grumpy")
 MINIMUM = {"pizza": (2200, 260, 220), "cheerful": (700, 70, 60), "grumpy": (700, 70, 60), "general": (700, 180, 0)}
 _PIZZA_KINDS = (
-    "order multi-order ask-size change pickup delivery price price-pair price-sizes menu ingredients have hours "
-    "unavailable off-topic smalltalk order-sloppy multi-order-sloppy price-sloppy menu-sloppy change-sloppy "
-    "ask-size-sloppy"
+    "order multi-order change pickup delivery price price-pair price-sizes menu ingredients have hours "
+    "unavailable off-topic smalltalk order-sloppy multi-order-sloppy price-sloppy menu-sloppy change-sloppy"
 )
 _TONE_KINDS = "order multi-order price menu smalltalk"
 KINDS = {"pizza": _PIZZA_KINDS.split(), "cheerful": _TONE_KINDS.split(), "grumpy": _TONE_KINDS.split()}

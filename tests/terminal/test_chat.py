@@ -18,7 +18,7 @@ __all__ = ["store"]
 
 
 @pytest.fixture
-def chat(make_base: MakeBase, store: Path) -> Chat:  # noqa: F811
+def chat(make_base: MakeBase, store: Path) -> Chat:
     console = Console(file=io.StringIO(), width=200)
     settings = GenerationSection(max_new_tokens=8)
     return Chat(Assistant(make_base(), ["first"], store=store), console, adapter="first", settings=settings, seed=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_the_learning_rate_rises_then_falls() -> None:
     rates = [learning_rate(step, 100, section) for step in range(100)]
     assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
     assert rates[10] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[99] < 0.001
     assert learning_rate(55, 100, section) == pytest.approx(0.5)
     linear = section.model_copy(update={"schedule": "linear"})
