@@ -138,7 +138,7 @@ def test_an_output_folder_that_cannot_be_written(run: Run, recipe: Path, output:
     done = run("train", str(recipe), f"output={output}")
     assert Path("adapters").read_text() == "a file"
     Path("adapters").unlink()
-    assert_refused(done, f"{output}: output folder cannot be written", "set output: FOLDER")
+    assert_refused(done, f"{output}/pizza: output folder cannot be written", "set output: FOLDER")
 
 
 def test_a_file_where_the_adapter_should_go(run: Run, recipe: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_file_where_the_adapter_should_go(run: Run, recipe: Path) -> None:
     Path("adapters/pizza").write_text("a file")
     done = run("train", str(recipe))
     Path("adapters/pizza").unlink()
-    assert_refused(done, "adapters/pizza", "is a file")
+    assert_refused(done, "adapters/pizza", "a file stands where the adapter folder belongs")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

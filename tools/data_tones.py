@@ -87,4 +87,4 @@ Plan = list[tuple[Callable[[Random], Row], tuple[int, int, int]]]
 def plan(tone: Tone) -> Plan:
     """Return the quotas of a tone set: training, held-out and prompts per kind."""
     order, price, menu, chat = tone.makers()
-    return [(order, (500, 52, 42)), (price, (90, 10, 10)), (menu, (70, 8, 8)), (chat, (90, 10, 10))]
+    return [(order, (1500, 52, 42)), (price, (270, 10, 10)), (menu, (140, 8, 8)), (chat, (120, 10, 10))]
