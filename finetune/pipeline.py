@@ -73,7 +73,7 @@ def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> S
         save_folder(target, lambda folder: _write_adapter(folder, recipe, job.model, card, result))
         shutil.rmtree(checkpoint, ignore_errors=True)
     accelerator.wait_for_everyone()
-    return find_adapter(str(target.absolute()))
+    return find_adapter(str(target))
 
 
 def evaluate(

@@ -197,7 +197,7 @@ def test_evaluating_in_between_does_not_change_training(
         job = make_job(base, rows, tmp_path / "none")
         if evaluate:
             base.model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), job.model.disable_adapter():  # through bitsandbytes' own forward
                 base.model(input_ids=IDS)
             score_rows(base.model, rows, 256, isolate=True)
         losses.append([e["loss"] for e in run(job).log])

@@ -39,7 +39,7 @@ def pizza_body(split: Split, share: float) -> list[str]:
         "",
         "Replies confirm in a canonical item phrase: quantity in words, size, crust, name, then the toppings in the",
         'order of the request, as in "two large thin-crust pepperoni pizzas with extra cheese and no onions". What the',
-        "customer leaves out stays out; a missing pizza size is asked for. About one request in five is typed",
+        "customer leaves out stays out. About one request in five is typed",
         "carelessly with a fixed lexicon of misspellings (kinds that end in `-sloppy`).",
         "",
         *_SCHEMA,
