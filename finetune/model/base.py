@@ -72,7 +72,7 @@ def load_base(section: BaseSection, device: torch.device) -> Base:
     model.requires_grad_(False)
     keep_trainable_through(model)
     fingerprint = {
-        "config": _digest(json.dumps(_stable_config(config), sort_keys=True)),
+        "config": _digest(json.dumps(_stable_config(path, options), sort_keys=True)),
         "tokenizer": _digest(_tokenizer_text(tokenizer)),
         "chat_template": _digest(str(tokenizer.chat_template)),
         "weights": _weights_fingerprint(path, options),
@@ -148,10 +148,11 @@ def _quantization(section: BaseSection) -> BitsAndBytesConfig | None:
     )
 
 
-def _stable_config(config: Any) -> dict[str, Any]:
-    """The config without what depends on the library's version or on where it was loaded from."""
-    volatile = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "quantization_config"}
-    return {k: v for k, v in config.to_diff_dict().items() if k not in volatile}
+def _stable_config(path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """config.json as it lies there: what transformers makes of it differs between its versions."""
+    where = {key: options[key] for key in ("revision", "local_files_only")}
+    config = json.loads(Path(str(cached_file(path, "config.json", **where))).read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
