@@ -251,7 +251,16 @@ def load_tokenizer(work: Path, dialogues: list[list[dict[str, str]]]) -> PreTrai
     return PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
 
 
-def pretrain(corpus: Path, work: Path, tokens: float, batch_tokens: int, save_every: int) -> None:
+def start_from(folder: Path, work: Path, model: LlamaForCausalLM) -> None:
+    """Take the weights of an exported model; its tokenizer must be the work folder's."""
+    weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
+    ours, theirs = ((f / "tokenizer.json").read_bytes() for f in (work / "tokenizer", folder))
+    if ours != theirs:
+        raise SystemExit(f"{folder} has another tokenizer than {work / 'tokenizer'}: copy its tokenizer files there")
+    model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
+
+
+def pretrain(corpus: Path, work: Path, tokens: float, batch_tokens: int, save_every: int, init: Path | None) -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dialogues = read_dialogues(corpus / "dialogues-train.jsonl.xz")
@@ -259,6 +268,8 @@ def pretrain(corpus: Path, work: Path, tokens: float, batch_tokens: int, save_ev
     train = encode(with_system_turns(dialogues), tokenizer)
     heldout = encode(read_dialogues(corpus / "dialogues-heldout.jsonl.xz"), tokenizer)
     model = make_model(tokenizer).to(device)
+    if init and not (work / "last").exists():
+        start_from(init, work, model)
     optimizers = make_optimizers(model)
     progress = load_checkpoint(work / "last", model, optimizers) if (work / "last").exists() else Progress()
     peaks = [[g["lr"] for g in o.param_groups] for o in optimizers]
@@ -314,13 +325,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=20e6, help="training tokens in all")
     parser.add_argument("--batch-tokens", type=int, default=12288)
     parser.add_argument("--save-every", type=int, default=120, help="steps between held-out scores")
+    parser.add_argument("--init", type=Path, help="exported model to go on from, with a fresh optimizer")
     parser.add_argument("--export", type=Path, help="write the best checkpoint here instead of training")
     args = parser.parse_args()
     if args.export:
         export(args.work, args.export)
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    pretrain(args.corpus, args.work, args.tokens, args.batch_tokens, args.save_every)
+    pretrain(args.corpus, args.work, args.tokens, args.batch_tokens, args.save_every, args.init)
 
 
 if __name__ == "__main__":
