@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,14 +131,3 @@ def metrics_of(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         found["prompts.gain"] = prompts["gain"]
     keys = ("value", "low", "high")
     return {name: {k: m[k] for k in keys} for name, m in found.items() if all(m[k] is not None for k in keys)}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of an adapter folder. Raises AdapterError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"cannot be read: {error}", where=str(path)) from None
-    if not isinstance(value, dict):
-        raise AdapterError("holds no JSON object", where=str(path))
-    return value

@@ -34,9 +34,7 @@ class BaseSection(Section):
     model: str = Field(min_length=1, description="'tiny' (built in), a Hub id, or a local folder")
     revision: str | None = Field(None, description="Hub branch, tag or commit; pin a commit for repeatable runs")
     quantization: Literal["nf4", "none"] = Field("nf4", description="nf4: 4-bit frozen base (QLoRA); none: 16/32-bit")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="compute dtype; auto: bfloat16, or float16 on GPUs without bfloat16"
-    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="compute dtype; auto: bfloat16")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
