@@ -64,20 +64,24 @@ def pack(encoded: Sequence[Encoded], budget: int, *, isolate: bool = True) -> li
 
     `isolate=False`: one example per row, for models whose layers cannot keep examples apart.
     """
-    order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].ids), i))
+    bins = best_fit([len(row.ids) for row in encoded], budget if isolate else 0)
+    return [_row(encoded, members) for members in bins]
+
+
+def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of `sizes` in bins of at most `room`, best-fit decreasing; what is larger goes alone."""
     bins: list[list[int]] = []
-    room: list[int] = []
-    for index in order:
-        size = len(encoded[index].ids)
-        fitting = [b for b, free in enumerate(room) if isolate and free >= size]
+    left: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        fitting = [b for b, free in enumerate(left) if free >= sizes[index]]
         if fitting:
-            best = min(fitting, key=room.__getitem__)
+            best = min(fitting, key=left.__getitem__)
             bins[best].append(index)
-            room[best] -= size
+            left[best] -= sizes[index]
         else:
             bins.append([index])
-            room.append(budget - size)
-    return [_row(encoded, members) for members in bins]
+            left.append(room - sizes[index])
+    return bins
 
 
 def share_out(encoded: Sequence[Encoded], processes: int) -> list[list[Encoded]]:

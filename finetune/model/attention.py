@@ -1,7 +1,7 @@
 """Attention for packed rows: examples in one row never see each other.
 
-No mask over the row is built. Segments of like length are stacked and run through attention as a
-batch, which is exact; transformers' own packing by position ids leaks between examples when a cache or a mask is
+No mask over the row is built. Segments of like length are stacked, or laid into blocks, and run through attention as
+a batch, which is exact; transformers' own packing by position ids leaks between examples when a cache or a mask is
 in play, so both are off (`use_cache=False`, no attention mask).
 """
 
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,8 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from finetune.data.batches import best_fit
+
 NAME = "finetune_segments"
-Segments = Sequence[tuple[int, int]]
+ALIGN = 64  # on the CPU the row is padded to a multiple: oneDNN compiles a kernel for every new shape
+Segments = tuple[tuple[int, int], ...]  # (start, end) of each example in the row
 
 
 def segment_attention(  # noqa: PLR0913 (the signature is transformers')
@@ -40,15 +45,14 @@ def segment_attention(  # noqa: PLR0913 (the signature is transformers')
     """
     lengths = [end - start for start, end in segments]
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if softcap is not None or (_kernel_is_slow(query, max(lengths)) and not dropout):
+        return _in_blocks(query, key, value, segments, scaling, softcap, sliding_window), None
     # split, not slices: its backward is one concatenation instead of a full-size sum per segment.
     pieces = [tensor[0].split(lengths, dim=1) for tensor in (query, key, value)]
     out: list[Tensor] = [query] * len(lengths)
     for members in _similar(lengths):
         q, k, v = (_stack([piece[i] for i in members]) for piece in pieces)
-        if softcap is not None or (_kernel_is_slow(q) and not dropout):
-            result = _written_out(q, k, v, scaling, softcap, sliding_window)
-        else:
-            result = _plain(q, k, v, scaling, dropout, sliding_window)
+        result = _plain(q, k, v, scaling, dropout, sliding_window)
         for row, i in enumerate(members):
             out[i] = result[row, :, : lengths[i]]
     return torch.cat(out, dim=1).transpose(0, 1)[None], None
@@ -71,10 +75,10 @@ def _stack(pieces: Sequence[Tensor]) -> Tensor:
     return torch.stack([F.pad(piece, (0, 0, 0, longest - piece.shape[1])) for piece in pieces])
 
 
-def _kernel_is_slow(q: Tensor) -> bool:
+def _kernel_is_slow(q: Tensor, longest: int) -> bool:
     """On the CPU the bf16 backward of PyTorch's kernel takes 4 times as long as plain matrix
     products at 64 tokens and 2 times at 400; they need length^2 memory, so only for short ones."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[2] <= 512
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and longest <= 512
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float, window: int | None) -> Tensor:
@@ -93,18 +97,71 @@ def _window(length: int, window: int | None, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < (window or length))
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, scaling: float, cap: float | None, window: int | None) -> Tensor:
-    """Attention as batched matrix products, with Gemma 2's cap on the scores if there is one."""
-    rows, heads, length, width = q.shape
-    k, v = (t.repeat_interleave(heads // t.shape[1], dim=1).reshape(-1, length, width) for t in (k, v))
-    hidden = torch.zeros(length, length, dtype=q.dtype, device=q.device)
-    hidden.masked_fill_(~_window(length, window, q.device), float("-inf"))
-    q = q.reshape(-1, length, width)
+@dataclass(frozen=True)
+class _Blocks:
+    """A packed row cut into n blocks of length L; short segments share a block, hidden from each other."""
+
+    source: Tensor  # (n * L,) position in the row of each place in the blocks; 0 where nothing lies
+    place: Tensor  # (T,) the inverse
+    hidden: Tensor  # (heads * n, L, L) additive mask, -inf where a place does not look
+
+
+@lru_cache(maxsize=2)  # every layer of one micro-batch asks for the same; two kinds of windows at most
+def _blocks(segments: Segments, heads: int, window: int | None, dtype: torch.dtype, device: torch.device) -> _Blocks:
+    lengths = [end - start for start, end in segments]
+    size = -(-max(lengths) // 32) * 32
+    bins = best_fit(lengths, size)
+    source = torch.zeros(len(bins), size, dtype=torch.long)
+    owner = -1 - torch.arange(size).repeat(len(bins), 1)  # an empty place sees itself alone: no row of -inf
+    for block, members in enumerate(bins):
+        at = 0
+        for i in members:
+            source[block, at : at + lengths[i]] = torch.arange(*segments[i])
+            owner[block, at : at + lengths[i]] = i
+            at += lengths[i]
+    filled = (owner >= 0).flatten()
+    place = torch.empty(sum(lengths), dtype=torch.long)
+    place[source.flatten()[filled]] = torch.arange(source.numel())[filled]
+    seen = (owner[:, :, None] == owner[:, None, :]) & _window(size, window, torch.device("cpu"))
+    hidden = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).repeat(heads, 1, 1)
+    return _Blocks(source.flatten().to(device), place.to(device), hidden.to(device))
+
+
+class _Gather(torch.autograd.Function):
+    """x[:, index]; its gradient is gathered by the inverse index, much faster than adding up.
+
+    Right only because places without a source look at nothing but themselves and nothing looks at them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(1, ctx.inverse), None, None
+
+
+def _in_blocks(  # noqa: PLR0913
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float, cap: float | None, window: int | None
+) -> Tensor:
+    """Attention as batched matrix products, with Gemma 2's cap on the scores if there is one; (1, T, heads, d)."""
+    heads, width = q.shape[1], q.shape[3]
+    blocks = _blocks(segments, heads, window, q.dtype, q.device)
+    size = blocks.hidden.shape[1]
+    k, v = (t.repeat_interleave(heads // t.shape[1], dim=1) if t.shape[1] != heads else t for t in (k, v))
+    q, k, v = (
+        _Gather.apply(t[0], blocks.source, blocks.place).view(-1, size, width)  # type: ignore[no-untyped-call]
+        for t in (q, k, v)
+    )
     if cap is None:
-        scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=scaling)
+        scores = torch.baddbmm(blocks.hidden, q, k.transpose(1, 2), alpha=scaling)
     else:
-        scores = torch.tanh(torch.bmm(q, k.transpose(1, 2)) * (scaling / cap)) * cap + hidden
-    return torch.bmm(scores.softmax(dim=-1), v).view(rows, heads, length, width)
+        scores = torch.tanh(torch.bmm(q, k.transpose(1, 2)) * (scaling / cap)) * cap + blocks.hidden
+    out = torch.bmm(scores.softmax(dim=-1), v).view(heads, -1, width)
+    result: Tensor = _Gather.apply(out, blocks.place, blocks.source)  # type: ignore[no-untyped-call]
+    return result.transpose(0, 1)[None]
 
 
 @contextmanager
@@ -138,13 +195,21 @@ def keeps_segments_apart(model: PreTrainedModel, vocabulary: int) -> bool:
     return bool(difference < 0.05)  # bf16 rounding gives 0.01; one leaked token far more
 
 
-def hidden_states(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, segments: Segments) -> Tensor:
+def hidden_states(
+    model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, segments: Sequence[tuple[int, int]]
+) -> Tensor:
     """Last hidden states (1, T, d) of a packed row, before the output head."""
     backbone = getattr(model, model.base_model_prefix)
+    length = input_ids.shape[1]
+    spare = -length % ALIGN if input_ids.device.type == "cpu" else 0
+    if spare:
+        input_ids = F.pad(input_ids, (0, spare))
+        position_ids = torch.cat([position_ids, torch.arange(spare)[None]], dim=1)
+        segments = [*segments, (length, length + spare)]
     out: Tensor = backbone(
         input_ids=input_ids, position_ids=position_ids, segments=tuple(segments), use_cache=False
     ).last_hidden_state
-    return out
+    return out[:, :length]
 
 
 AttentionInterface.register(NAME, segment_attention)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from finetune.data.batches import IGNORED, MicroBatch
 from finetune.errors import ModelError
 from finetune.model.attention import hidden_states
 
-CHUNK = 1024  # rows of logits that exist at a time
+CHUNK = 1024  # rows of logits that exist at a time, at most
+CPU_LOGITS = 1 << 21  # logits that exist at a time on a CPU: 8 MiB in fp32, which its cache can hold
+ALIGN = 64  # rows are padded to a multiple: oneDNN compiles a kernel for every new shape
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,20 @@ class Head:
     bias: Tensor | None
     scale: float
     softcap: float | None
+    buffers: dict[torch.dtype, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def chunk(self) -> int:
+        """Rows of logits that exist at a time."""
+        if self.weight.device.type != "cpu":
+            return CHUNK
+        return min(CHUNK, max(ALIGN, CPU_LOGITS // len(self.weight) // ALIGN * ALIGN))
+
+    def buffer(self, dtype: torch.dtype, rows: int) -> Tensor:
+        """Memory for (rows, V) logits, kept: touching fresh memory costs more than the arithmetic."""
+        if dtype not in self.buffers or len(self.buffers[dtype]) < rows:
+            self.buffers[dtype] = torch.empty(rows, len(self.weight), dtype=dtype, device=self.weight.device)
+        return self.buffers[dtype][:rows]
 
 
 def output_head(model: PreTrainedModel) -> Head:
@@ -57,53 +73,75 @@ def trained_rows(model: PreTrainedModel, batch: MicroBatch) -> tuple[Tensor, Ten
 
 
 def row_nll(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
-    """NLL of each target in fp32, (n,), without gradient; CHUNK rows of logits at a time."""
+    """NLL of each target in fp32, (n,), without gradient; a chunk of logits at a time."""
     parts = [
-        F.cross_entropy(_logits(head, hidden[i : i + CHUNK]), targets[i : i + CHUNK], reduction="none")
-        for i in range(0, len(hidden), CHUNK)
+        _nll(_logits(head, hidden[i : i + head.chunk]), targets[i : i + head.chunk, None])[0]
+        for i in range(0, len(hidden), head.chunk)
     ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(parts)[:, 0] if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // ALIGN) * ALIGN
 
 
 def _logits(head: Head, hidden: Tensor) -> Tensor:
-    logits = F.linear(hidden, head.weight, head.bias).float()
+    """Logits (n, V) in fp32, in the head's own buffer: valid until the next call."""
+    rows = F.pad(hidden, (0, 0, 0, _padded(len(hidden)) - len(hidden)))
+    raw = head.buffer(head.weight.dtype, len(rows))
+    if head.bias is None:
+        torch.mm(rows, head.weight.t(), out=raw)
+    else:
+        torch.addmm(head.bias, rows, head.weight.t(), out=raw)
+    logits = head.buffer(torch.float32, len(rows))[: len(hidden)]
+    if raw.dtype != torch.float32:
+        logits.copy_(raw[: len(hidden)])
     if head.scale != 1.0:
         logits *= head.scale
     if head.softcap is not None:
-        logits = torch.tanh(logits / head.softcap) * head.softcap
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
     return logits
+
+
+def _nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL (n, 1) of the targets (n, 1), and the probabilities in the logits' own memory."""
+    top = logits.amax(dim=1, keepdim=True)
+    picked = logits.gather(1, target) - top
+    total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
+    return total.log() - picked, logits.div_(total)
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
     """Cross-entropy through a frozen head, its gradient computed chunk by chunk in the forward.
 
-    Two matrix products in all and never more than CHUNK rows of logits: with the head frozen,
+    Two matrix products in all and never more than a chunk of logits: with the head frozen,
     d loss / d hidden = (softmax - onehot) W is known as soon as a chunk's logits are.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, denominator: float) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
+        gradient = hidden.new_empty(_padded(len(hidden)), hidden.shape[1]) if wanted else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), CHUNK):
-            rows, target = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
+        for start in range(0, len(hidden), head.chunk):
+            rows, target = hidden[start : start + head.chunk], targets[start : start + head.chunk, None]
             logits = _logits(head, rows)
-            log_sum = logits.logsumexp(dim=1, keepdim=True)
-            loss += (log_sum - logits.gather(1, target)).sum()
+            slope = None if head.softcap is None else 1 - (logits / head.softcap).square_()
+            nll, delta = _nll(logits, target)
+            loss += nll.sum()
             if gradient is None:
                 continue
-            slope = None if head.softcap is None else 1 - (logits / head.softcap).square_()
-            delta = logits.sub_(log_sum).exp_()
-            delta.scatter_add_(1, target, torch.full_like(log_sum, -1.0))
+            delta.scatter_add_(1, target, torch.full_like(nll, -1.0))
             if slope is not None:
                 delta *= slope
-            delta *= head.scale / denominator
-            torch.mm(delta.to(head.weight.dtype), head.weight, out=gradient[start : start + CHUNK])
-        ctx.gradient = gradient
+            low = head.buffer(head.weight.dtype, _padded(len(rows)))
+            if low.dtype != delta.dtype:
+                low[: len(rows)].copy_(delta)
+            torch.mm(low, head.weight, out=gradient[start : start + len(low)])
+        ctx.gradient, ctx.factor = None if gradient is None else gradient[: len(hidden)], head.scale / denominator
         return loss / denominator
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(grad.to(gradient.dtype)), None, None, None
+        return gradient.mul_(grad * ctx.factor), None, None, None

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from finetune.model.attention import keeps_segments_apart, segment_attention
+from finetune.model import attention
+from finetune.model.attention import hidden_states, keeps_segments_apart, packed_attention, segment_attention
 from finetune.model.base import Base
 
-SEGMENTS = [(0, 3), (3, 4), (4, 11)]
+SEGMENTS = ((0, 3), (3, 4), (4, 11), (11, 50))
 
 
 def oracle(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, cap: float | None) -> torch.Tensor:
@@ -28,17 +29,36 @@ def oracle(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("cap", [None, 2.0])
-def test_each_segment_is_attention_on_its_own(kv_heads: int, window: int | None, cap: float | None) -> None:
+@pytest.mark.parametrize(("cap", "blocks"), [(None, False), (None, True), (2.0, True)])
+def test_each_segment_is_attention_on_its_own(
+    kv_heads: int, window: int | None, cap: float | None, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Value and gradient, with PyTorch's kernel and with the blocks that replace it in bf16 on the CPU."""
+    monkeypatch.setattr(attention, "_kernel_is_slow", lambda q, longest: blocks)
     torch.manual_seed(0)
-    q, k, v = torch.randn(1, 4, 11, 8), torch.randn(1, kv_heads, 11, 8), torch.randn(1, kv_heads, 11, 8)
+    inputs = [torch.randn(1, heads, 50, 8, requires_grad=True) for heads in (4, kv_heads, kv_heads)]
     out, _ = segment_attention(
-        nn.Identity(), q, k, v, None, segments=SEGMENTS, sliding_window=window, softcap=cap, scaling=8**-0.5
+        nn.Identity(), *inputs, None, segments=SEGMENTS, sliding_window=window, softcap=cap, scaling=8**-0.5
     )
-    assert out.shape == (1, 11, 4, 8)
-    for start, end in SEGMENTS:
-        expected = oracle(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], window, cap)
-        torch.testing.assert_close(out[:, start:end].transpose(1, 2).double(), expected, rtol=1e-5, atol=1e-5)
+    assert out.shape == (1, 50, 4, 8)
+    parts = [oracle(*(t[:, :, start:end] for t in inputs), window, cap) for start, end in SEGMENTS]
+    expected = torch.cat(parts, dim=2).transpose(1, 2)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    weight = torch.randn(1, 50, 4, 8)
+    got = torch.autograd.grad(out, inputs, weight)
+    wanted = torch.autograd.grad(expected, inputs, weight.double())
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_the_row_for_the_cpu_changes_no_token(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, positions = torch.arange(11)[None], torch.tensor([[*range(4), *range(7)]])
+    with packed_attention(base.model), torch.no_grad():
+        padded = hidden_states(base.model, ids, positions, [(0, 4), (4, 11)])
+        monkeypatch.setattr(attention, "ALIGN", 1)
+        plain = hidden_states(base.model, ids, positions, [(0, 4), (4, 11)])
+    assert padded.shape == plain.shape
+    torch.testing.assert_close(padded, plain, rtol=0.02, atol=0.02)
 
 
 def test_the_probe_tells_models_that_keep_examples_apart_from_those_that_cannot(base: Base) -> None:
