@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ from finetune.errors import DataError, ModelError
 # Private-use characters: no template looks for them, no trim removes them.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
 _PLACEHOLDER = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+# Llama 3's template writes today's date: ids would change overnight. This is the date it falls back to.
+_TODAY = datetime(2024, 7, 26)
+_STRFTIME = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _PROBE = (Message("user", "How much is it?"), Message("assistant", "It is 5 dollars."))
 
 
@@ -206,9 +210,19 @@ def _tokenise_joint(spans: Sequence[_Span], template: ChatTemplate) -> tuple[lis
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation_prompt: bool) -> str:
     rows = [{"role": m.role, "content": m.content} for m in messages]
-    text = tokenizer.apply_chat_template(rows, tokenize=False, add_generation_prompt=generation_prompt)
+    template = _undated(tokenizer.chat_template)
+    text = tokenizer.apply_chat_template(
+        rows, chat_template=template, tokenize=False, add_generation_prompt=generation_prompt
+    )
     assert isinstance(text, str)
     return text
+
+
+def _undated(chat_template: object) -> str | None:
+    """Return the template with a fixed date in the place of today's."""
+    if not isinstance(chat_template, str):
+        return None
+    return _STRFTIME.sub(lambda call: repr(_TODAY.strftime(call[2])), chat_template)
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:

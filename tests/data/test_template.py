@@ -231,6 +231,13 @@ def test_a_template_that_cannot_be_trained_on_is_refused(template: str | None, r
     assert reason in str(error.value)
 
 
+def test_a_template_with_todays_date_gives_the_same_ids_every_day() -> None:
+    dated = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
+    template = load_template(tokenizer_of(dated, "<|im_end|>"), "dated")
+    encoded = encode(Example((Message("user", "Hi"), Message("assistant", "Bye.")), "here:1"), template)
+    assert template.tokenizer.decode(encoded.ids).startswith("Today: 26 Jul 2024\n")
+
+
 def test_a_text_that_is_marked_at_its_start_is_tokenised_as_a_whole() -> None:
     template = load_template(metaspace_tokenizer(FAMILIES["mistral"].template), "sentencepiece")
     assert template.joint
