@@ -44,6 +44,7 @@ def replace_folder(target: str | Path) -> Iterator[Path]:
     lock = _flock(new)
     try:
         yield new
+        _share(new)
         _sync_tree(new)
         _swap(new, path)
     except BaseException:  # Ctrl-C too: a half-written folder is never left behind
@@ -137,6 +138,13 @@ def _flock(folder: Path) -> int:
     with suppress(OSError):  # a file system without locks
         fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
+
+
+def _share(folder: Path) -> None:
+    """Let whoever may list the folder read its files: safetensors writes them for their owner alone."""
+    readers = folder.stat().st_mode & 0o044
+    for file in folder.rglob("*"):
+        file.chmod(file.stat().st_mode | readers)
 
 
 def _sync_tree(folder: Path) -> None:

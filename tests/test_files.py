@@ -41,6 +41,13 @@ def test_creates_and_replaces(tmp_path: Path) -> None:
     assert names(target.parent) == ["adapter"]
 
 
+def test_who_may_list_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    with replace_folder(tmp_path / "adapter") as new:
+        new.chmod(0o750)
+        (new / "weights").touch(mode=0o600)
+    assert (tmp_path / "adapter" / "weights").stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_exception_leaves_the_old_folder(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "adapter"
