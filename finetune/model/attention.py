@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from finetune.data.batches import best_fit
 
 NAME = "finetune_segments"
-ALIGN = 64  # on the CPU the row is padded to a multiple: oneDNN compiles a kernel for every new shape
+ALIGN = 64  # on a CPU rows are padded to a multiple: oneDNN compiles a kernel for every new shape
 Segments = tuple[tuple[int, int], ...]  # (start, end) of each example in the row
 
 
@@ -164,6 +164,11 @@ def _in_blocks(  # noqa: PLR0913
     return result.transpose(0, 1)[None]
 
 
+def aligned(rows: int) -> int:
+    """Return the next multiple of ALIGN."""
+    return -(-rows // ALIGN) * ALIGN
+
+
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Run the model on packed rows inside this block; pass `segments` to its forward."""
@@ -201,7 +206,7 @@ def hidden_states(
     """Last hidden states (1, T, d) of a packed row, before the output head."""
     backbone = getattr(model, model.base_model_prefix)
     length = input_ids.shape[1]
-    spare = -length % ALIGN if input_ids.device.type == "cpu" else 0
+    spare = aligned(length) - length if input_ids.device.type == "cpu" else 0
     if spare:
         input_ids = F.pad(input_ids, (0, spare))
         position_ids = torch.cat([position_ids, torch.arange(spare)[None]], dim=1)

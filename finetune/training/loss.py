@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 
 from finetune.data.batches import IGNORED, MicroBatch
 from finetune.errors import ModelError
-from finetune.model.attention import hidden_states
+from finetune.model.attention import ALIGN, aligned, hidden_states
 
 CHUNK = 1024  # rows of logits that exist at a time, at most
 CPU_LOGITS = 1 << 21  # logits that exist at a time on a CPU: 8 MiB in fp32, which its cache can hold
-ALIGN = 64  # rows are padded to a multiple: oneDNN compiles a kernel for every new shape
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,9 @@ def row_nll(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(parts)[:, 0] if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _padded(rows: int) -> int:
-    return -(-rows // ALIGN) * ALIGN
-
-
 def _logits(head: Head, hidden: Tensor) -> Tensor:
     """Logits (n, V) in fp32, in the head's own buffer: valid until the next call."""
-    rows = F.pad(hidden, (0, 0, 0, _padded(len(hidden)) - len(hidden)))
+    rows = F.pad(hidden, (0, 0, 0, aligned(len(hidden)) - len(hidden)))
     raw = head.buffer(head.weight.dtype, len(rows))
     if head.bias is None:
         torch.mm(rows, head.weight.t(), out=raw)
@@ -121,7 +116,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, head: Head, denominator: float) -> Tensor:
         wanted = ctx.needs_input_grad[0]
-        gradient = hidden.new_empty(_padded(len(hidden)), hidden.shape[1]) if wanted else None
+        gradient = hidden.new_empty(aligned(len(hidden)), hidden.shape[1]) if wanted else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), head.chunk):
             rows, target = hidden[start : start + head.chunk], targets[start : start + head.chunk, None]
@@ -134,7 +129,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             delta.scatter_add_(1, target, torch.full_like(nll, -1.0))
             if slope is not None:
                 delta *= slope
-            low = head.buffer(head.weight.dtype, _padded(len(rows)))
+            low = head.buffer(head.weight.dtype, aligned(len(rows)))
             if low.dtype != delta.dtype:
                 low[: len(rows)].copy_(delta)
             torch.mm(low, head.weight, out=gradient[start : start + len(low)])
