@@ -81,21 +81,13 @@ CHANGE_CLAUSES = {
 
 CHANGE_REPLIES = (
     "I have changed it to {item}.",
-    "Your order is now {item}.",
-    "It is {item} now.",
     "I have updated the order to {item}.",
-    "The kitchen will make {item} instead.",
-    "You will get {item} instead.",
-    "I switched it to {item}.",
-    "The ticket now says {item}.",
-    "That makes it {item}.",
-    "We will prepare {item} then.",
-    "I corrected the order: {item}.",
-    "So now it is {item}.",
-    "The change is in: {item}.",
-    "Then we make {item}.",
-    "I have {item} on the new ticket.",
+    "I have changed the order to {item}.",
+    "I changed that to {item}.",
+    "Your order is now {item}.",
     "Your new order is {item}.",
+    "It is {item} now.",
+    "The change is in: {item}.",
 )
 
 CANCEL_FRAMES = (
@@ -114,10 +106,6 @@ CANCEL_REPLIES = (
     "I have taken {item} off your order.",
     "I removed {item} from the order.",
     "I took {item} off the ticket.",
-    "You are no longer charged for {item}, it is cancelled.",
-    "Your order is now without {item}.",
-    "I have removed {item} for you.",
     "We have cancelled {item}.",
-    "The kitchen has taken {item} off the list.",
-    "Then {item} will be taken off the order.",
+    "I cancelled {item} for you.",
 )

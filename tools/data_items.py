@@ -65,7 +65,7 @@ _QUANTITY = re.compile(r"\b(" + "|".join(NUMBERS) + r")\b(?!-| question)")
 
 def random_changes(rng: Random, pizza: str) -> tuple[tuple[str, str], ...]:
     """Draw no, one or two changes to the toppings of a pizza."""
-    count = rng.choices((0, 1, 2), (56, 34, 10))[0]
+    count = rng.choices((0, 1, 2), (46, 41, 13))[0]
     extras = [("extra", t) for t in rng.sample(sorted(set(TOPPINGS) - set(PIZZAS[pizza].removable)), 2)]
     removed = [("no", t) for t in PIZZAS[pizza].removable]
     pool = [extras[0], rng.choice(removed)] if rng.random() < 0.7 else extras

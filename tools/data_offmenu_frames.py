@@ -41,47 +41,23 @@ LACK_TOPPING_ASKS = (
     "{pizza} with extra {x}, please.",
 )
 
-LACK_OPENERS = (
-    "",
-    "I am sorry,",
-    "Sorry,",
-    "Unfortunately,",
-    "I am afraid",
-    "My apologies,",
-    "Sadly,",
-    "Good idea, but",
-    "I wish I could, but",
-    "That sounds tasty, but",
-)
+LACK_OPENERS = ("I am sorry,", "Sorry,", "Unfortunately,", "I am afraid", "Sadly,")
 
 LACKS = (
     "we do not have {x}.",
     "we do not sell {x}.",
     "there is no {x} on our menu.",
-    "we do not keep {x} here.",
     "we do not offer {x}.",
-    "we have no {x} here.",
-    "our kitchen has no {x}.",
-    "you will not find {x} on our menu.",
-    "we do not serve {x}.",
-    "we never have {x} at Luna Pizza.",
-    "we have to say no to {x}.",
     "our menu has no {x}.",
+    "we do not serve {x}.",
 )
 
 LACK_CLOSERS = (
-    *("",) * 10,
-    "We do have pizzas, drinks and sides.",
+    *("",) * 16,
     "Would you like a pizza?",
-    "Can I get you a pizza?",
     "Would you like something else?",
-    "Maybe a pizza or a side?",
     "What else can I get you?",
-    "Shall I read you our menu?",
-    "Is there anything else you would like?",
-    "Please choose something from our menu.",
     "How about a drink or a side?",
-    "Our pizzas are good too.",
 )
 
 TOPIC_SLOTS = {
@@ -132,44 +108,22 @@ TOPICS = {
     "apartments": ("Find me an apartment in {city}.", "I am looking for a flat with two rooms in {city}."),
 }
 
-DECLINE_OPENERS = (
-    "",
-    "I am sorry,",
-    "Sorry,",
-    "I am afraid",
-    "My apologies,",
-    "That is a nice thought, but",
-    "Oh,",
-    "I wish I could help, but",
-    "Unfortunately,",
-)
+DECLINE_OPENERS = (*("",) * 6, "That is a nice thought, but", "I wish I could help, but")
 
 DECLINES = (
     "I only take pizza orders, so I cannot help with {x}.",
     "I only know pizza, and nothing of {x}.",
     "this is a pizza shop, and we do not deal with {x}.",
-    "at Luna Pizza we do not do {x}, only pizza.",
-    "I know all about pizza, but nothing about {x}.",
     "I cannot help with {x}, only with pizza.",
     "we are just a pizza place and do not handle {x}.",
-    "I bake pizza and cannot deal with {x}.",
     "I am only here for pizza orders, not for {x}.",
-    "you will not find {x} on our pizza menu.",
-    "our pizza oven cannot help with {x}.",
-    "you called a pizza shop, and we have no answer about {x}.",
-    "pizza is my only subject, so I cannot do {x}.",
-    "for {x} you need someone else, I just do pizza.",
-    "I leave {x} to others and only take pizza orders.",
+    "I know all about pizza, but nothing about {x}.",
 )
 
 DECLINE_CLOSERS = (
-    *("",) * 10,
+    *("",) * 16,
     "Would you like a pizza?",
-    "Can I get you a pizza?",
     "What would you like to eat?",
     "Are you hungry?",
     "May I take your order?",
-    "Would you like to see the menu?",
-    "Which pizza would you like?",
-    "Maybe a pizza instead?",
 )

@@ -40,8 +40,8 @@ def ask(rng: Random, items: str) -> str:
 
 
 def reply(rng: Random, bodies: tuple[str, ...], closers: tuple[str, ...] = frames.CLOSERS, **slots: str) -> str:
-    """Answer with an opener, one of the bodies and a closer."""
-    return sentence(rng.choice(frames.OPENERS), rng.choice(bodies).format(**slots), rng.choice(closers))
+    """Answer with one of the bodies and perhaps a closer."""
+    return sentence(rng.choice(bodies).format(**slots), rng.choice(closers))
 
 
 def order(rng: Random) -> Row:
@@ -91,7 +91,7 @@ def _short_order(rng: Random) -> list[Item]:
 
 def change(rng: Random) -> Row:
     """Change one slot of an order; the answer confirms the new item."""
-    what = rng.choice(("size", "size", "crust", "pizza", "quantity", "extra", "no", "swap", "cancel"))
+    what = rng.choice(("size", "size", "crust", "pizza", "quantity", "extra", "no", "swap", "cancel", "cancel"))
     if what == "cancel":
         return _cancel(rng)
     old = random_extra(rng) if what == "swap" else random_pizza(rng, plain=True)

@@ -18,21 +18,6 @@ POLITE = (
     "Good evening,",
 )
 
-ANSWER_OPENERS = (
-    "",
-    "",
-    "Sure.",
-    "Of course.",
-    "Certainly.",
-    "Thanks for asking.",
-    "No problem.",
-    "Let me see.",
-    "Good question.",
-    "Let me check the menu.",
-    "Here you go.",
-    "One moment.",
-)
-
 PRICE_ASKS = (
     "How much is {x}?",
     "What does {x} cost?",
@@ -56,28 +41,17 @@ PRICE_REPLIES = (
     "{x} is {price}.",
     "{x} costs {price}.",
     "The price of {x} is {price}.",
-    "For {x} we charge {price}.",
     "{x} is priced at {price}.",
-    "We sell {x} for {price}.",
-    "You can have {x} for {price}.",
     "{x} goes for {price}.",
-    "On our menu {x} is {price}.",
-    "With us {x} costs {price}.",
-    "Right now {x} is {price}.",
     "You get {x} for {price}.",
-    "That would be {x} for {price}.",
 )
 
 PRICE_CLOSERS = (
-    *("",) * 10,
+    *("",) * 16,
     "Would you like to order?",
-    "Shall I put in an order?",
-    "Do you want to order now?",
     "Anything else you would like to know?",
-    "Let me know if you want it.",
-    "Tax is included.",
     "Can I get you anything?",
-    "What can I get you?",
+    "Tax is included.",
 )
 
 PAIR_ASKS = (
@@ -97,14 +71,9 @@ PAIR_REPLIES = (
     "{a} is {p} and {b} is {r}.",
     "{a} costs {p} and {b} costs {r}.",
     "{a} is {p}, and {b} is {r}.",
-    "For {a} we charge {p}, and for {b} {r}.",
-    "We sell {a} for {p} and {b} for {r}.",
     "{a} goes for {p}, {b} for {r}.",
     "The price of {a} is {p}, and {b} is {r}.",
-    "You can have {a} for {p} and {b} for {r}.",
-    "On our menu {a} is {p} and {b} is {r}.",
     "{a} is priced at {p} and {b} at {r}.",
-    "Right now {a} costs {p}, and {b} costs {r}.",
 )
 
 SIZES_ASKS = (
@@ -126,14 +95,9 @@ SIZES_REPLIES = (
     "For the {x} pizza, {listed}.",
     "The {x} pizza comes in three sizes: {listed}.",
     "For our {x} pizza, {listed}.",
-    "With the {x} pizza, {listed}.",
-    "That depends on the size. For the {x} pizza, {listed}.",
     "Our {x} pizza is priced by size: {listed}.",
-    "The {x} prices are simple: {listed}.",
     "Here is the {x} pizza by size: {listed}.",
-    "If you want the {x} pizza, {listed}.",
-    "For a {x} pizza, {listed}.",
-    "On the {x} pizza, {listed}.",
+    "It depends on the size. For the {x} pizza, {listed}.",
 )
 
 GROUP_ASKS = (
@@ -158,44 +122,26 @@ GROUP_ASKS = (
 GROUP_REPLIES = (
     "We have {listed}.",
     "Our {x} are {listed}.",
-    "You can choose {listed}.",
     "The {x} are {listed}.",
-    "For {x} we have {listed}.",
     "We offer {listed}.",
-    "You can get {listed}.",
-    "These are our {x}: {listed}.",
-    "You will find {listed}.",
-    "On the menu we have {listed}.",
-    "As for {x}, we have {listed}.",
-    "Today we have {listed}.",
-    "You can pick from {listed}.",
-    "Our list of {x} is {listed}.",
-    "The menu says {listed}.",
+    "You can choose {listed}.",
+    "The menu has {listed}.",
 )
 
 MENU_CLOSERS = (
-    *("",) * 10,
+    *("",) * 16,
     "What would you like?",
     "What can I get you?",
     "Would you like to order?",
     "Which would you like?",
-    "Tell me what you would like.",
-    "Do you want to order now?",
-    "Let me know what you choose.",
-    "Does that help?",
-    "Shall I put in an order?",
 )
 
 INFO_CLOSERS = (
-    *("",) * 10,
+    *("",) * 16,
     "What would you like?",
-    "What can I get you?",
     "Would you like to order?",
     "May I take your order?",
-    "Do you want to order now?",
     "Does that help?",
-    "Shall I put in an order?",
-    "Is there anything else you want to know?",
 )
 
 ON_ASKS = (
@@ -215,16 +161,11 @@ ON_ASKS = (
 
 ON_REPLIES = (
     "The {x} pizza has {listed}.",
-    "On the {x} pizza we put {listed}.",
     "The {x} comes with {listed}.",
     "Our {x} pizza has {listed} on it.",
-    "You will find {listed} on the {x} pizza.",
     "We make the {x} pizza with {listed}.",
     "The {x} is topped with {listed}.",
-    "You get {listed} on the {x} pizza.",
-    "The {x} pizza is made with {listed}.",
-    "We top the {x} with {listed}.",
-    "For the {x} pizza we use {listed}.",
+    "On the {x} pizza we put {listed}.",
 )
 
 HAVE_ASKS = (
@@ -245,17 +186,10 @@ HAVE_ASKS = (
 HAVE_REPLIES = (
     "Yes, we have {x}.",
     "Yes, we do have {x}.",
-    "Yes, you will find {x} on the menu.",
     "Yes, you can get {x} here.",
-    "Yes, of course we have {x}.",
     "Yes, we sell {x}.",
-    "Yes, we offer {x}.",
-    "Oh yes, we have {x} every day.",
-    "Yes, you can order {x}.",
     "Yes, we always have {x}.",
-    "Yes, certainly, we have {x}.",
     "Yes, our menu has {x}.",
-    "Yes, many people order {x}.",
 )
 
 HOURS_ASKS = (
@@ -277,11 +211,7 @@ HOURS_ASKS = (
 HOURS_REPLIES = (
     "We are open from {open} to {close}.",
     "Our hours are {open} to {close}.",
-    "The shop opens at {open} and closes at {close}.",
     "We open at {open} and close at {close}.",
     "You can order from {open} until {close}.",
-    "The kitchen is open from {open} until {close}.",
-    "We bake from {open} to {close} every day.",
-    "You will find us here from {open} to {close}.",
-    "Every day we are open {open} to {close}.",
+    "The shop opens at {open} and closes at {close}.",
 )

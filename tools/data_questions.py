@@ -105,7 +105,7 @@ class Questions:
         name, wording = self._sold.draw(rng), rng.randrange(len(q.HAVE_ASKS))
         said = f"{name} pizzas" if name in PIZZAS else name if name in TOPPINGS else plural(name)
         text = polite(rng, q.HAVE_ASKS[wording].format(x=said))
-        answer = q_reply(rng, q.HAVE_REPLIES, q.INFO_CLOSERS, plain=True, x=said)
+        answer = q_reply(rng, q.HAVE_REPLIES, q.INFO_CLOSERS, x=said)
         checks: tuple[Check, ...] = (contains(said), matches(r"(?i)\byes\b"), lacks("not", "sorry"))
         return Row(text, answer, "have", f"do you have {said}; wording {wording}", checks)
 
@@ -142,11 +142,9 @@ def polite(rng: Random, text: str) -> str:
     return sentence(rng.choice(q.POLITE), text)
 
 
-def q_reply(rng: Random, bodies: tuple[str, ...], closers: tuple[str, ...], plain: bool = False, **slots: str) -> str:
-    """Answer a question; `plain` leaves the opener out."""
-    opener = "" if plain else rng.choice(q.ANSWER_OPENERS)
-    body = agree(rng.choice(bodies).format(**slots), *slots.values())
-    return sentence(opener, sentence(body), rng.choice(closers))
+def q_reply(rng: Random, bodies: tuple[str, ...], closers: tuple[str, ...], **slots: str) -> str:
+    """Answer a question with one of the bodies and perhaps a closer."""
+    return sentence(agree(rng.choice(bodies).format(**slots), *slots.values()), rng.choice(closers))
 
 
 def price_check(fact: str, dollars: int) -> Check:

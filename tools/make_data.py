@@ -17,7 +17,7 @@ from data_rows import Maker, Split, build
 from data_tone_frames import CHEERFUL, GRUMPY, ToneFrames
 from data_tones import Tone, plan
 
-GENERAL_COUNTS = (750, 200)
+GENERAL_COUNTS = (750, 600)
 
 
 def pizza_plan() -> list[tuple[Maker, tuple[int, int, int]]]:
@@ -25,25 +25,25 @@ def pizza_plan() -> list[tuple[Maker, tuple[int, int, int]]]:
     ask, careless, unsold = Questions(), Questions(), data_offmenu.Unsold()
     return [
         (data_orders.order, (850, 36, 36)),
-        (sloppy(data_orders.order), (480, 22, 22)),
-        (data_orders.multi, (950, 40, 36)),
-        (sloppy(data_orders.multi), (420, 16, 16)),
-        (ask.price, (380, 24, 20)),
-        (sloppy(careless.price), (120, 8, 6)),
-        (ask.price_pair, (340, 14, 12)),
-        (ask.price_sizes, (220, 8, 7)),
+        (sloppy(data_orders.order), (650, 22, 22)),
+        (data_orders.multi, (1200, 40, 36)),
+        (sloppy(data_orders.multi), (820, 16, 16)),
+        (ask.price, (450, 24, 20)),
+        (sloppy(careless.price), (140, 8, 6)),
+        (ask.price_pair, (700, 14, 12)),
+        (ask.price_sizes, (300, 8, 7)),
         (ask.menu, (300, 9, 8)),
-        (sloppy(careless.menu), (90, 3, 3)),
+        (sloppy(careless.menu), (110, 3, 3)),
         (ask.ingredients, (260, 8, 7)),
-        (ask.have, (200, 8, 6)),
+        (ask.have, (220, 8, 6)),
         (hours, (80, 4, 3)),
-        (data_orders.change, (560, 22, 18)),
-        (sloppy(data_orders.change), (150, 6, 5)),
-        (data_orders.delivery, (340, 14, 12)),
-        (data_orders.pickup, (320, 12, 10)),
-        (unsold.unavailable, (480, 16, 12)),
-        (data_offmenu.off_topic, (340, 16, 12)),
-        (smalltalk, (120, 5, 4)),
+        (data_orders.change, (1150, 22, 18)),
+        (sloppy(data_orders.change), (330, 6, 5)),
+        (data_orders.delivery, (560, 14, 12)),
+        (data_orders.pickup, (340, 12, 10)),
+        (unsold.unavailable, (800, 16, 12)),
+        (data_offmenu.off_topic, (500, 16, 12)),
+        (smalltalk, (200, 5, 4)),
     ]
 
 

@@ -76,9 +76,9 @@ def _stack(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def _kernel_is_slow(q: Tensor, longest: int) -> bool:
-    """On the CPU the bf16 backward of PyTorch's kernel takes 4 times as long as plain matrix
-    products at 64 tokens and 2 times at 400; they need length^2 memory, so only for short ones."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and longest <= 512
+    """On a CPU PyTorch's kernel with its bf16 backward takes 3 to 5 times as long as blocks of plain matrix
+    products up to 128 tokens, 1.4 times at 256, and is the faster one from 512 on (benchmarks/attention.py)."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and longest <= 384
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float, window: int | None) -> Tensor:

@@ -109,8 +109,10 @@ def plot_loss(log: Sequence[LogEntry], path: Path, title: str) -> None:
         axes.plot(*zip(*heldout, strict=True), "o-", color="#d1495b", linewidth=1.5, label="held-out")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=title)
     axes.set_yscale("log")
-    for labels in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        labels(lambda value, _: f"{value:g}")  # 0.6, not 6 x 10^-1
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 0.1, not 10^-1
+    # Over less than a decade there may be no power of ten to read off; over more, nine labels a decade collide.
+    minor = (2, 5) if max(losses) > 10 * min(losses) else range(2, 10)
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if int(f"{value:e}"[0]) in minor else "")
     axes.grid(True, which="both", alpha=0.25)
     axes.legend()
     figure.savefig(path, metadata={"Software": None})

@@ -148,7 +148,7 @@ def test_skeleton_share(name: str) -> None:
     slots = menu_words()
     counts = Counter(skeleton(row, slots) for row in rows(name, "train"))
     share = counts.most_common(1)[0][1] / counts.total()
-    assert share <= 0.02
+    assert share <= 0.05
     stated = re.search(r"with one skeleton: ([\d.]+)%", (DATA / name / "README.md").read_text(encoding="utf-8"))
     assert stated and float(stated[1]) == pytest.approx(100 * share, abs=0.006)
 
