@@ -103,7 +103,7 @@ class _Blocks:
 
     source: Tensor  # (n * L,) position in the row of each place in the blocks; 0 where nothing lies
     place: Tensor  # (T,) the inverse
-    hidden: Tensor  # (heads * n, L, L) additive mask, -inf where a place does not look
+    hidden: Tensor  # (heads * n or n, L, L) additive mask, -inf where a place does not look
 
 
 @lru_cache(maxsize=2)  # every layer of one micro-batch asks for the same; two kinds of windows at most
@@ -148,7 +148,8 @@ def _in_blocks(  # noqa: PLR0913
 ) -> Tensor:
     """Attention as batched matrix products, with Gemma 2's cap on the scores if there is one; (1, T, heads, d)."""
     heads, width = q.shape[1], q.shape[3]
-    blocks = _blocks(segments, heads, window, q.dtype, q.device)
+    # baddbmm wants a mask per head; with a cap the mask is added by broadcasting, which costs no memory.
+    blocks = _blocks(segments, heads if cap is None else 1, window, q.dtype, q.device)
     size = blocks.hidden.shape[1]
     k, v = (t.repeat_interleave(heads // t.shape[1], dim=1) if t.shape[1] != heads else t for t in (k, v))
     q, k, v = (
@@ -158,7 +159,8 @@ def _in_blocks(  # noqa: PLR0913
     if cap is None:
         scores = torch.baddbmm(blocks.hidden, q, k.transpose(1, 2), alpha=scaling)
     else:
-        scores = torch.tanh(torch.bmm(q, k.transpose(1, 2)) * (scaling / cap)) * cap + blocks.hidden
+        scores = torch.tanh(torch.bmm(q, k.transpose(1, 2)) * (scaling / cap)) * cap
+        scores = (scores.view(heads, -1, size, size) + blocks.hidden).view(-1, size, size)
     out = torch.bmm(scores.softmax(dim=-1), v).view(heads, -1, width)
     result: Tensor = _Gather.apply(out, blocks.place, blocks.source)  # type: ignore[no-untyped-call]
     return result.transpose(0, 1)[None]
