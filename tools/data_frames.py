@@ -59,8 +59,8 @@ STORIES = (
 THANKS = (*("",) * 14, "Thank you.", "Thanks a lot.", "That is all.", "That's everything.", "Thanks!")
 
 # --- replies ------------------------------------------------------------------------------------
-# The first words of a reply belong to one kind of request alone (orders, changes, deliveries, ...): a
-# small model that answers greedily is lost when it begins with words that fit several kinds.
+# Up to its first slot a reply tells orders, changes, cancellations, deliveries and pickups apart: a small
+# model that answers greedily is lost when it begins with words that fit several of them.
 
 CONFIRMS = (
     "I have {items} for you.",

@@ -99,11 +99,11 @@ def _logits(head: Head, hidden: Tensor) -> Tensor:
 
 
 def _nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """NLL (n, 1) of the targets (n, 1), and the probabilities in the logits' own memory."""
+    """NLL (n, 1) of the targets (n, 1), and the sums (n, 1) that turn the logits, now exponentials, into softmax."""
     top = logits.amax(dim=1, keepdim=True)
     picked = logits.gather(1, target) - top
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
-    return total.log() - picked, logits.div_(total)
+    return total.log() - picked, total
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -122,10 +122,11 @@ class _FrozenHeadLoss(torch.autograd.Function):
             rows, target = hidden[start : start + head.chunk], targets[start : start + head.chunk, None]
             logits = _logits(head, rows)
             slope = None if head.softcap is None else 1 - (logits / head.softcap).square_()
-            nll, delta = _nll(logits, target)
+            nll, total = _nll(logits, target)
             loss += nll.sum()
             if gradient is None:
                 continue
+            delta = logits.div_(total)
             delta.scatter_add_(1, target, torch.full_like(nll, -1.0))
             if slope is not None:
                 delta *= slope
