@@ -1,33 +1,18 @@
-"""The command line: each command is one public function plus printing.
-
-Heavy imports stand inside the commands, so that `finetune --help` and `finetune list` are instant.
-"""
+"""chat and generate."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from finetune.cli.app import Store, app, out, say
 from finetune.errors import AdapterError, FinetuneError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-# Piped output is read by machines and in logs: wide enough that tables do not wrap.
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
-EXIT_CODES = {"none": 0, "pass": 0, "fail": 1, "inconclusive": 3}
-
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as recipes/pizza.yaml")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, such as train.epochs=1")
-]
-Store = Annotated[Path, typer.Option(help="folder that holds adapter folders")]
 Adapters = Annotated[
     list[str] | None, typer.Option("--adapter", "-a", help="adapter name or folder; repeat to load several")
 ]
@@ -39,53 +24,6 @@ Stop = Annotated[list[str] | None, typer.Option(help="string that ends an answer
 Frequency = Annotated[float, typer.Option(help="penalty per earlier occurrence of a token")]
 Presence = Annotated[float, typer.Option(help="penalty once a token has occurred")]
 Seed = Annotated[int, typer.Option(help="seed of the sampling")]
-
-
-@app.command()
-def train(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="discard what an interrupted run left")] = False,
-) -> None:
-    """Train the recipe's adapter; run it again after an interruption and it goes on."""
-    from finetune.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    from finetune import pipeline
-    from finetune.terminal.progress import RunDisplay
-
-    main_process = os.environ.get("RANK", "0") == "0"
-    with RunDisplay(out if main_process else Console(quiet=True)) as show:
-        adapter = pipeline.train(loaded, emit=show, fresh=fresh)
-    if main_process:
-        _print(f"adapter written to {adapter.folder}")
-        _print(f"next: finetune eval {recipe} · finetune chat --adapter {adapter.folder}")
-
-
-@app.command("eval")
-def evaluate(
-    recipe: RecipePath,
-    overrides: Overrides = None,
-    adapter: Annotated[
-        str | None, typer.Option("--adapter", "-a", help="name or folder; default: the recipe's")
-    ] = None,
-) -> None:
-    """Compare an adapter with its base and write the report; the recipe's gates decide the exit code."""
-    from finetune.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    from finetune import pipeline
-    from finetune.terminal.progress import RunDisplay
-    from finetune.terminal.tables import gates_table, report_table
-
-    with RunDisplay(out) as show:
-        report, folder = pipeline.evaluate(loaded, adapter, emit=show)
-    out.print(report_table(report))
-    if gates := gates_table(report):
-        out.print(gates)
-    _print(f"verdict: {report.verdict}" if report.gates else "no gates in the recipe, so no verdict")
-    _print(f"report: {folder / 'report.html'}")
-    raise typer.Exit(EXIT_CODES[report.verdict])
 
 
 @app.command()
@@ -147,47 +85,6 @@ def generate(
             _print_answers(text, row)
 
 
-@app.command("list")
-def list_command(store: Store = Path("adapters")) -> None:
-    """List the adapters of a folder."""
-    from finetune.model.store import list_adapters
-    from finetune.terminal.tables import adapters_table
-
-    adapters = list_adapters(store)
-    if not adapters:
-        _print(f"{store} holds no adapter; train one with finetune train recipes/pizza.yaml")
-        return
-    out.print(adapters_table(adapters))
-
-
-@app.command()
-def show(name: Annotated[str, typer.Argument(help="adapter name or folder")], store: Store = Path("adapters")) -> None:
-    """Show everything known about one adapter."""
-    from finetune.model.store import find_adapter
-    from finetune.terminal.tables import show_adapter
-
-    show_adapter(out, find_adapter(name, store))
-
-
-def main() -> None:
-    """Run the command line; a user's mistake becomes a message and an exit code, never a traceback."""
-    try:
-        app()
-    except FinetuneError as error:
-        err.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("stopped")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
-    except Exception:
-        err.print_exception()
-        err.print("this is a bug in finetune; please report it with the lines above", style="red")
-        sys.exit(70)
-
-
 def _assistant(adapters: list[str] | None, base: str | None, store: Path) -> Any:
     """Load base and adapters; the base comes from --base, else from the first adapter's card."""
     from pydantic import ValidationError
@@ -240,13 +137,9 @@ def _read_prompts(file: Path) -> list[str]:
 
 def _print_answers(prompt: str, answers: dict[str, str]) -> None:
     width = max(map(len, answers))
-    _print(f"> {prompt}")
+    say(f"> {prompt}")
     for name, text in answers.items():
-        _print(f"{name:>{width}}: {text}")
-
-
-def _print(text: str) -> None:
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(f"{name:>{width}}: {text}")
 
 
 def _lines() -> Iterator[str]:
