@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install pizza test slow lint wheel data clean
+.PHONY: install pizza test slow lint wheel data docs clean
 
 install: .venv/installed
 
@@ -32,6 +32,9 @@ wheel: install
 
 data: install
 	$(BIN)/python tools/make_data.py
+
+docs: install
+	$(BIN)/python tools/make_docs.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from finetune.inspection.check import check
     from finetune.pipeline import evaluate, train
     from finetune.recipe import Recipe, load_recipe
     from finetune.serving.assistant import Assistant
 
-__all__ = ["Assistant", "Recipe", "evaluate", "load_recipe", "train"]
+__all__ = ["Assistant", "Recipe", "check", "evaluate", "load_recipe", "train"]
 
 # Said at import by a library about an optional package of its own; nobody here can act on it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -23,6 +24,7 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is depre
 _HOMES = {
     "Assistant": "finetune.serving.assistant",
     "Recipe": "finetune.recipe",
+    "check": "finetune.inspection.check",
     "evaluate": "finetune.pipeline",
     "load_recipe": "finetune.recipe",
     "train": "finetune.pipeline",

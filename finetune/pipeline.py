@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftModel
 
 from finetune.data.batches import TrainingRows
-from finetune.data.dataset import Dataset, Example, load_dataset, read_examples
-from finetune.data.template import Encoded, encode_all
+from finetune.data.dataset import Dataset, Rows, load_dataset, load_rows
+from finetune.data.encoding import Encoded
+from finetune.data.examples import general_source
 from finetune.errors import AdapterError, RecipeError
 from finetune.evaluation.gates import apply_gates, check_gates
 from finetune.evaluation.perplexity import score_pair
@@ -32,19 +34,19 @@ from finetune.evaluation.report import (
 )
 from finetune.evaluation.suite import Prompt, grade, load_prompts
 from finetune.files import atomic_write_text, sha256_file
+from finetune.inspection.check import general_limit
 from finetune.model.base import Base, assert_trainable_through, load_base
 from finetune.model.device import make_accelerator, pick_device
 from finetune.model.lora import Parameters, attach, count_parameters
 from finetune.model.readme import render_readme
 from finetune.model.store import CARD, BaseCard, Card, StoredAdapter, find_adapter, metrics_of, save_folder
+from finetune.model.tokenizer import load_chat_template
 from finetune.provenance import now, versions
 from finetune.recipe import EvalSection, Recipe, dump_recipe
 from finetune.serving.assistant import Assistant
 from finetune.training.loop import TrainingJob, TrainResult
 from finetune.training.loop import train as run_loop
 from finetune.training.telemetry import Emit, Event, NoticeEvent, plot_loss, write_log
-
-GENERAL_MAX_LENGTH = 1024  # tokens of a general conversation at most; longer ones are left out and counted
 
 
 def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> StoredAdapter:
@@ -57,8 +59,10 @@ def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> S
     target = Path(recipe.output) / recipe.name
     checkpoint = Path(recipe.output) / f"{recipe.name}.checkpoint"
     _check_writable(target)
-    dataset = load_dataset(recipe.data)
-    base = load_base(recipe.base, accelerator.device)
+    template = load_chat_template(recipe.base)
+    with accelerator.main_process_first():  # the others read what it has put into the cache
+        dataset = load_dataset(recipe.data, template)
+    base = load_base(recipe.base, accelerator.device, template)
     job = _job(recipe, base, dataset, checkpoint, emit)
     if fresh and accelerator.is_main_process:
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -86,19 +90,17 @@ def evaluate(
     emit = emit or _silent
     check_gates(recipe.eval)
     stored = adapter if isinstance(adapter, StoredAdapter) else find_adapter(adapter or recipe.name, recipe.output)
-    dataset = load_dataset(recipe.data)
+    template = load_chat_template(recipe.base)
+    dataset = load_dataset(recipe.data, template)
     prompts = load_prompts(recipe.eval.prompts, recipe.data.system) if recipe.eval.prompts else ()
-    general = read_examples(recipe.eval.general, "messages") if recipe.eval.general else ()
-    base = load_base(recipe.base, pick_device(recipe.base))
+    base = load_base(recipe.base, pick_device(recipe.base), template)
     bot = Assistant(base, [stored.folder])
-    heldout = encode_all(dataset.heldout, base.template, recipe.data.max_length, drop_long=True)
-    longest = min(GENERAL_MAX_LENGTH, base.max_positions or GENERAL_MAX_LENGTH)
-    ordinary = encode_all(general, base.template, longest, drop_long=True)
-    for name, dropped in (("held-out", heldout.dropped), ("general", ordinary.dropped)):
-        if dropped:
-            emit(NoticeEvent(f"{dropped} {name} rows are longer than the limit and were left out"))
-    emit(NoticeEvent(f"scoring {len(heldout.rows)} held-out and {len(ordinary.rows)} general rows, base and adapter"))
-    perplexity = _perplexity(bot, stored, heldout.rows, ordinary.rows, recipe.train.micro_batch_tokens)
+    heldout, ordinary = dataset.heldout, _general_rows(recipe.eval, base)
+    for name, rows in (("held-out", heldout), ("general", ordinary)):
+        if rows and rows.dropped:
+            emit(NoticeEvent(f"{rows.dropped} {name} rows are longer than the limit and were left out"))
+    emit(NoticeEvent(f"scoring {len(heldout)} held-out and {len(ordinary or ())} general rows, base and adapter"))
+    perplexity = _perplexity(bot, stored, heldout, ordinary, recipe.train.micro_batch_tokens)
     report = Report(
         name=stored.name,
         base=base.name,
@@ -129,23 +131,28 @@ def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, emit: E
             f"data.max_length {limit} is more than the {base.max_positions} positions of {base.name}",
             fix=f"set data.max_length to {base.max_positions} or less",
         )
-
-    def encode(examples: tuple[Example, ...], what: str) -> list[Encoded]:
-        done = encode_all(examples, base.template, limit, drop_long=recipe.data.too_long == "drop")
-        if done.dropped:
-            emit(NoticeEvent(f"{done.dropped} of {len(examples)} {what} rows exceed {limit} tokens and were dropped"))
-        return done.rows
-
-    rows = TrainingRows(
-        encode(dataset.train, "training"),
-        tuple((encode(mixed.examples, "mixed-in"), mixed.weight) for mixed in dataset.mix),
-    )
+    _report_dropped(dataset, limit, emit)
+    rows = TrainingRows(dataset.train, tuple((mixed.rows, mixed.weight) for mixed in dataset.mix))
     if not base.packs:
         emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: one example per row, which is slower"))
     model = attach(base, recipe.adapter, recipe.seed)
-    heldout = encode(dataset.heldout, "held-out")
     key = _run_key(recipe, base, dataset)
-    return TrainingJob(base, model, rows, heldout, recipe.train, recipe.seed, checkpoint, key)
+    return TrainingJob(base, model, rows, dataset.heldout, recipe.train, recipe.seed, checkpoint, key)
+
+
+def _report_dropped(dataset: Dataset, limit: int, emit: Emit) -> None:
+    parts = [("training", dataset.train), ("held-out", dataset.heldout), *(("mixed-in", m.rows) for m in dataset.mix)]
+    for name, rows in parts:
+        if rows.dropped:
+            what = f"{rows.dropped} of {len(rows.tokens)} {name} rows"
+            emit(NoticeEvent(f"{what} exceed {limit} tokens and were dropped"))
+
+
+def _general_rows(section: EvalSection, base: Base) -> Rows | None:
+    if section.general is None:
+        return None
+    longest = general_limit(base.max_positions)
+    return load_rows(general_source(section.general), base.template, longest, drop_long=True)
 
 
 def _run_key(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
@@ -204,7 +211,7 @@ def _card(
 
 
 def _perplexity(
-    bot: Assistant, stored: StoredAdapter, heldout: list[Encoded], general: list[Encoded], budget: int
+    bot: Assistant, stored: StoredAdapter, heldout: Sequence[Encoded], general: Sequence[Encoded] | None, budget: int
 ) -> Perplexity:
     with bot.adapted(stored.name) as model:
         return Perplexity(

@@ -18,13 +18,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own folder and from what stands to its left; one group may not import itself.
 ORDER = (
     {"errors"},
-    {"files", "provenance"},
+    {"files", "hubs", "provenance"},
     {"recipe"},
     {"data"},
     {"model"},
     {"training"},
     {"evaluation"},
     {"serving"},
+    {"inspection"},
     {"pipeline"},
     {"terminal"},
     {"cli"},
@@ -109,8 +110,11 @@ import sys"""
         (RUN, ("--help",)),
         (RUN, ("train", "--help")),
         (RUN, ("list", "--store", str(PACKAGE / "nowhere"))),
+        (RUN, ("recipe", "--help")),
+        (RUN, ("recipe", "show", "recipes/pizza.yaml", "train.epochs=1")),
+        (RUN, ("recipe", "schema")),
     ],
-    ids=["import", "--help", "train --help", "list"],
+    ids=["import", "--help", "train --help", "list", "recipe --help", "recipe show", "recipe schema"],
 )
 def test_what_should_be_instant_loads_nothing_heavy(code: str, arguments: tuple[str, ...]) -> None:
     assert loaded(code, *arguments) == []

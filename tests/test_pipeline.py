@@ -29,10 +29,11 @@ def recipe(model_folder: Path, jsonl: Path, tmp_path: Path) -> Recipe:
     (tmp_path / "prompts.yaml").write_text(PROMPTS)
     general = [{"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "I can help with that."}]
     (tmp_path / "general.jsonl").write_text((json.dumps({"messages": general}) + "\n") * 3)
+    (tmp_path / "replay.jsonl").write_text((json.dumps({"messages": general}) + "\n") * 3)
     (tmp_path / "recipe.yaml").write_text(
         f"name: shop\noutput: {tmp_path / 'adapters'}\nbase: {{model: {model_folder}, dtype: float32, device: cpu}}\n"
         f"data:\n  path: {jsonl}\n  heldout: 0.2\n  max_length: 128\n  system: Be brief.\n"
-        f"  mix: [{{path: {tmp_path / 'general.jsonl'}, weight: 0.2}}]\n"
+        f"  mix: [{{path: {tmp_path / 'replay.jsonl'}, weight: 0.2}}]\n"
         "adapter: {r: 4}\ntrain: {epochs: 8, batch_size: 8, learning_rate: 1e-2}\n"
         f"generation: {{max_new_tokens: 12}}\n"
         f"eval:\n  prompts: {tmp_path / 'prompts.yaml'}\n  general: {tmp_path / 'general.jsonl'}\n"

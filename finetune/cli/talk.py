@@ -71,7 +71,7 @@ def generate(
     if not texts:
         raise FinetuneError("nothing to answer", fix='give a prompt, as in finetune generate "two pizzas", or --file')
     bot = _assistant(adapter, base, store)
-    from finetune.data.formats import Message
+    from finetune.data.messages import Message
 
     voices: list[str | None] = list(bot.loaded)
     voices = [None, *voices] if compare_base or not voices else voices
@@ -111,10 +111,10 @@ def _settings(
 ) -> Any:
     from pydantic import ValidationError
 
-    from finetune.recipe import GenerationSection
+    from finetune.serving.settings import SamplingSettings
 
     try:
-        return GenerationSection(
+        return SamplingSettings(
             temperature=temperature,
             top_p=top_p,
             max_new_tokens=max_new_tokens,

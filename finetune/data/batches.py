@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.data.template import Encoded
+from finetune.data.encoding import Encoded
 
 IGNORED = -100
 
@@ -49,14 +52,29 @@ class TrainingRows:
         """Rows of one epoch."""
         return len(self.main) + sum(round(weight * len(self.main)) for _, weight in self.mix)
 
-    def epoch(self, number: int, seed: int) -> list[Encoded]:
-        """Shuffle the main rows and draw from each mixed-in source, anew for every epoch."""
+    def epoch(self, number: int, seed: int) -> array[int]:
+        """Shuffle the main rows and draw from each mixed-in source, anew for every epoch.
+
+        Returns places for `take`: rows are read when they are needed, they need not fit in memory.
+        """
         pick = random.Random(f"{seed}/{number}")
-        rows = list(self.main)
+        order, start = array("q", range(len(self.main))), len(self.main)
         for source, weight in self.mix:
-            rows += _draw(source, round(weight * len(self.main)), pick)
-        pick.shuffle(rows)
-        return rows
+            order.extend(start + place for place in _draw(len(source), round(weight * len(self.main)), pick))
+            start += len(source)
+        pick.shuffle(order)
+        return order
+
+    def take(self, places: Iterable[int]) -> list[Encoded]:
+        """Read the rows at these places of an epoch's order."""
+        return [self._row(place) for place in places]
+
+    def _row(self, place: int) -> Encoded:
+        for source in (self.main, *(source for source, _ in self.mix)):
+            if place < len(source):
+                return source[place]
+            place -= len(source)
+        raise IndexError(place)
 
 
 def pack(encoded: Sequence[Encoded], budget: int, *, isolate: bool = True) -> list[MicroBatch]:
@@ -101,31 +119,29 @@ def trained_tokens(encoded: Sequence[Encoded]) -> int:
 
 
 def _row(encoded: Sequence[Encoded], members: Sequence[int]) -> MicroBatch:
-    ids: list[int] = []
-    labels: list[int] = []
-    positions: list[int] = []
-    segments = []
-    for index in members:
-        row = encoded[index]
-        segments.append((len(ids), len(ids) + len(row.ids)))
-        ids += row.ids
-        following = zip(row.ids[1:], row.loss_mask[1:], strict=True)
-        # The last token of an example predicts nothing: the next token belongs to another one.
-        labels += [token if trained else IGNORED for token, trained in following] + [IGNORED]
-        positions += range(len(row.ids))
+    rows = [encoded[index] for index in members]
+    sizes = np.array([len(row.ids) for row in rows])
+    ends = np.cumsum(sizes)
+    ids = np.frombuffer(array("q", chain.from_iterable(row.ids for row in rows)), np.int64)
+    trained = np.frombuffer(b"".join(bytes(row.loss_mask) for row in rows), np.uint8).astype(bool)
+    labels = np.full(len(ids), IGNORED)
+    labels[:-1][trained[1:]] = ids[1:][trained[1:]]
+    # The last token of an example predicts nothing: the next token belongs to another one.
+    labels[ends - 1] = IGNORED
+    positions = np.arange(len(ids)) - np.repeat(ends - sizes, sizes)
     return MicroBatch(
-        torch.tensor([ids]),
-        torch.tensor([labels]),
-        torch.tensor([positions]),
-        tuple(segments),
+        torch.tensor(ids)[None],
+        torch.from_numpy(labels)[None],
+        torch.from_numpy(positions)[None],
+        tuple(zip((ends - sizes).tolist(), ends.tolist(), strict=True)),
         tuple(members),
-        sum(label != IGNORED for label in labels),
+        int((labels != IGNORED).sum()),
     )
 
 
-def _draw(rows: Sequence[Encoded], count: int, pick: random.Random) -> list[Encoded]:
-    """Draw `count` rows; none comes again before all have come."""
-    drawn: list[Encoded] = []
+def _draw(size: int, count: int, pick: random.Random) -> list[int]:
+    """Draw `count` of `size` rows; none comes again before all have come."""
+    drawn: list[int] = []
     while len(drawn) < count:
-        drawn += pick.sample(list(rows), min(count - len(drawn), len(rows)))
+        drawn += pick.sample(range(size), min(count - len(drawn), size))
     return drawn

@@ -1,117 +1,135 @@
-"""Rows -> examples -> a data set split into training and held-out rows."""
+"""A data set ready for training: tokenised rows of every part, of the length that the recipe allows."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, overload
 
-from finetune.data.formats import FORMATS, Message, RowError
-from finetune.data.sources import LocatedRow, read_rows
+import numpy as np
+
+from finetune.data.encoding import Encoded, encode_stream
+from finetune.data.examples import LEFT_OUT, Example, Source, read_examples, training_sources
+from finetune.data.formats import FORMATS
+from finetune.data.template import ChatTemplate
+from finetune.data.tokens import Tokens, cached, find_entry, writing
 from finetune.errors import DataError
-from finetune.files import sha256_file
-from finetune.recipe import DataSection, MixSource
+from finetune.recipe import DataSection
 
 MAX_REPORTED = 20  # mistakes named in one message
 
 
-@dataclass(frozen=True)
-class Example:
-    messages: tuple[Message, ...]
-    where: str
+class Rows(Sequence[Encoded]):
+    """Those rows of a tokenised source that are short enough; nothing is held in memory but their numbers."""
+
+    def __init__(self, tokens: Tokens, max_length: int, sha256: Mapping[str, str]) -> None:
+        self.tokens = tokens
+        self.sha256 = dict(sha256)  # of every file it was read from
+        self.kept = np.flatnonzero(tokens.lengths <= max_length)
 
     @property
-    def prompt(self) -> tuple[Message, ...]:
-        return self.messages[:-1]
+    def dropped(self) -> int:
+        return len(self.tokens) - len(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @overload
+    def __getitem__(self, index: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Encoded]: ...
+    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
+        if isinstance(index, slice):
+            return [self.tokens[int(number)] for number in self.kept[index]]
+        return self.tokens[int(self.kept[index])]
 
 
-@dataclass(frozen=True)
-class Mixed:
-    examples: tuple[Example, ...]
-    weight: float  # examples per example of the main data set
+class Mixed(NamedTuple):
+    rows: Rows
+    weight: float  # rows per row of the main data set
 
 
 @dataclass(frozen=True)
 class Dataset:
-    train: tuple[Example, ...]
-    heldout: tuple[Example, ...]
+    train: Rows
+    heldout: Rows
     mix: tuple[Mixed, ...] = ()
     sha256: dict[str, str] = field(default_factory=dict)  # of every file it was read from
 
 
-def load_dataset(section: DataSection) -> Dataset:
-    """Read, check and split the data of a recipe. Raises DataError naming every bad row."""
-    rows = read_examples(section.path, section.format, section.system)
-    if isinstance(section.heldout, str):
-        train, heldout = rows, read_examples(section.heldout, section.format, section.system)
-        files = [section.path, section.heldout]
-    else:
-        train, heldout = split(rows, section.heldout)
-        files = [section.path]
-        if not train or not heldout:
-            sides = f"{len(train)} to train on and {len(heldout)} held out"
-            raise DataError(
-                f"{len(rows)} rows split by {section.heldout} leave {sides}",
-                where=section.path,
-                fix="add rows, change data.heldout, or give a file there",
-            )
-    mix = tuple(_load_mixed(source) for source in section.mix)
-    files += [source.path for source in section.mix]
-    return Dataset(train, heldout, mix, {name: sha256_file(name) for name in files})
+def load_dataset(section: DataSection, template: ChatTemplate) -> Dataset:
+    """Read, check, split and tokenise the data of a recipe; what was done before is read from the cache.
 
-
-def read_examples(path: str, format_name: str, system: str | None = None) -> tuple[Example, ...]:
-    """Read one file in one format; `system` goes before every conversation that has none."""
-    spec = FORMATS[format_name]
-    examples, problems = [], []
-    for located in read_rows(path):
-        try:
-            messages = _build(located, format_name)
-        except RowError as error:
-            problems.append(f"{located.where}: {error}")
-            continue
-        if system is not None and messages[0].role != "system":
-            messages = (Message("system", system), *messages)
-        examples.append(Example(messages, located.where))
-    if problems:
-        raise DataError(_listing(problems, f"format {format_name!r} needs {' and '.join(spec.keys)}"))
-    if not examples:
-        raise DataError("holds no rows", where=path)
-    return tuple(examples)
-
-
-def split(examples: Sequence[Example], share: float) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Split by the hash of the prompt: the order and other rows of the file do not matter.
-
-    Equal prompts land on one side.
+    Raises DataError naming the bad rows, and for rows longer than data.max_length unless they are to
+    be dropped.
     """
-    heldout = [_fraction(e.prompt) < share for e in examples]
-    return (
-        tuple(e for e, held in zip(examples, heldout, strict=True) if not held),
-        tuple(e for e, held in zip(examples, heldout, strict=True) if held),
-    )
+    train, heldout, *mix = training_sources(section)
+    rows = [
+        load_rows(source, template, section.max_length, drop_long=section.too_long == "drop")
+        for source in (train, heldout, *mix)
+    ]
+    if not rows[0] and not rows[1]:
+        raise DataError("holds no rows", where=section.path)
+    if not rows[0] or not rows[1]:
+        sides = f"{len(rows[0])} to train on and {len(rows[1])} held out"
+        raise DataError(
+            f"{len(rows[0]) + len(rows[1])} rows split by {section.heldout} leave {sides}",
+            where=section.path,
+            fix="add rows, change data.heldout, or give a file there",
+        )
+    mixed = tuple(Mixed(found, source.weight) for found, source in zip(rows[2:], section.mix, strict=True))
+    hashes = {path: digest for part in rows for path, digest in part.sha256.items()}
+    return Dataset(rows[0], rows[1], mixed, hashes)
 
 
-def _load_mixed(source: MixSource) -> Mixed:
-    return Mixed(read_examples(source.path, source.format), source.weight)
+def load_rows(source: Source, template: ChatTemplate, max_length: int, *, drop_long: bool = False) -> Rows:
+    """Tokenised rows of one source. Raises DataError naming the bad rows and the over-long ones."""
+    entry = find_entry(source, template)
+    if (tokens := cached(entry)) is None:
+        with writing(entry) as writer:
+            for row in _strictly(source, template):
+                writer.append(row)
+        tokens = cached(entry)
+        assert tokens is not None
+    if not len(tokens) and not source.heldout_share:
+        raise DataError("holds no rows", where=source.path)
+    rows = Rows(tokens, max_length, entry.sha256)
+    if rows.dropped and not drop_long:
+        longest = int(tokens.lengths.argmax())
+        raise DataError(
+            f"{rows.dropped} of {len(tokens)} examples exceed data.max_length {max_length} tokens "
+            f"(longest {tokens.lengths[longest]}, {tokens[longest].where})",
+            fix="raise data.max_length, shorten them, or set data.too_long: drop",
+        )
+    if len(tokens) and not len(rows):
+        where = tokens[0].where
+        raise DataError(f"all {len(tokens)} examples exceed {max_length} tokens, so none is left ({where}, ...)")
+    return rows
 
 
-def _build(located: LocatedRow, format_name: str) -> tuple[Message, ...]:
-    spec = FORMATS[format_name]
-    missing = [key for key in spec.keys if key not in located.row]
-    if missing:
-        fits = [name for name, other in FORMATS.items() if set(other.keys) <= set(located.row)]
-        hint = f"; the row fits format {' or '.join(fits)}" if fits else ""
-        raise RowError(f"no key {', '.join(map(repr, missing))} (it has {', '.join(map(repr, located.row))}){hint}")
-    return spec.build(located.row)
+def _strictly(source: Source, template: ChatTemplate) -> Iterator[Encoded]:
+    """Tokenise a source. Raises DataError naming every bad row when all have been read."""
+    problems: list[str] = []
+
+    def good() -> Iterator[Example]:
+        for made in read_examples(source):
+            if isinstance(made, Example):
+                yield made
+            elif made.code != LEFT_OUT:
+                problems.append(f"{made.where}: {made.problem}")
+
+    for _, encoded in encode_stream(good(), template):
+        if isinstance(encoded, DataError):
+            problems.append(str(encoded))
+        elif not problems:
+            yield encoded
+    if problems:
+        raise DataError(_listing(problems, source))
 
 
-def _listing(problems: Sequence[str], expected: str) -> str:
+def _listing(problems: Sequence[str], source: Source) -> str:
     more = len(problems) - MAX_REPORTED
+    keys = FORMATS[source.format].keys if source.format in FORMATS else ()
     tail = [f"... and {more} more rows"] if more > 0 else []
-    return "\n".join([*problems[:MAX_REPORTED], *tail, f"({expected})"])
-
-
-def _fraction(prompt: Iterable[Message]) -> float:
-    digest = hashlib.sha256(repr(tuple(map(tuple, prompt))).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    tail += [f"(format {source.format!r} needs {' and '.join(keys)})"] if keys else []
+    return "\n".join([*problems[:MAX_REPORTED], *tail])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from peft import PeftModel
 
-from finetune.data.template import Encoded
+from finetune.data.encoding import Encoded
 from finetune.evaluation.statistics import Scores
 from finetune.model.base import Base
 from finetune.training.scoring import score_rows

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
-from finetune.data.formats import ROLES, Message, RowError, check_roles
+from finetune.data.messages import ROLES, Message, RowError, check_roles
 from finetune.errors import DataError, RecipeError
 from finetune.evaluation.checks import CHECKS, Answer, Check, Outcome, make_check, run_check
 from finetune.recipe import read_yaml

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,10 +23,11 @@ from transformers import (
 from transformers.utils.hub import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from finetune.data.template import ChatTemplate, load_template
+from finetune.data.template import ChatTemplate
 from finetune.errors import ModelError
 from finetune.model.attention import keeps_segments_apart
 from finetune.model.hub import explain, hub_options, local_path
+from finetune.model.tokenizer import load_chat_template, read_config
 from finetune.recipe import BaseSection
 
 _SLICE = 1 << 16  # bytes hashed at each of _SLICES places of a weight file
@@ -52,10 +52,10 @@ class Base:
         return int(value) if value else None
 
 
-def load_base(section: BaseSection, device: torch.device) -> Base:
-    """Load tokenizer, chat template and frozen weights. Raises ModelError with the cause."""
-    tokenizer = load_tokenizer(section)
-    template = load_template(tokenizer, section.model)
+def load_base(section: BaseSection, device: torch.device, template: ChatTemplate | None = None) -> Base:
+    """Load tokenizer, chat template (unless given) and frozen weights. Raises ModelError with the cause."""
+    template = template or load_chat_template(section)
+    tokenizer = template.tokenizer
     path, options = local_path(section), hub_options(section)
     with explain(section.model), _quietly():
         config = AutoConfig.from_pretrained(path, **options)
@@ -72,7 +72,7 @@ def load_base(section: BaseSection, device: torch.device) -> Base:
     model.requires_grad_(False)
     keep_trainable_through(model)
     fingerprint = {
-        "config": _digest(json.dumps(_stable_config(path, options), sort_keys=True)),
+        "config": _digest(json.dumps(_stable(read_config(section)), sort_keys=True)),
         "tokenizer": _digest(_tokenizer_text(tokenizer)),
         "chat_template": _digest(str(tokenizer.chat_template)),
         "weights": _weights_fingerprint(path, options),
@@ -80,18 +80,6 @@ def load_base(section: BaseSection, device: torch.device) -> Base:
     packs = keeps_segments_apart(model, min(len(tokenizer), model.config.get_text_config().vocab_size))
     revision = getattr(config, "_commit_hash", None)
     return Base(model, tokenizer, template, section.model, revision, fingerprint, section.quantization, device, packs)
-
-
-def load_tokenizer(section: BaseSection) -> PreTrainedTokenizerBase:
-    """Load the tokenizer alone, without weights. Raises ModelError."""
-    path = local_path(section)
-    if Path(path).is_dir() and not any((Path(path) / n).exists() for n in ("tokenizer.json", "tokenizer_config.json")):
-        raise ModelError(
-            "the folder has no tokenizer (tokenizer.json)", where=section.model, fix="save the tokenizer there too"
-        )
-    with explain(section.model):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **hub_options(section))
-    return tokenizer
 
 
 def keep_trainable_through(model: nn.Module) -> None:
@@ -148,10 +136,8 @@ def _quantization(section: BaseSection) -> BitsAndBytesConfig | None:
     )
 
 
-def _stable_config(path: str, options: dict[str, Any]) -> dict[str, Any]:
+def _stable(config: dict[str, Any]) -> dict[str, Any]:
     """config.json as it lies there: what transformers makes of it differs between its versions."""
-    where = {key: options[key] for key in ("revision", "local_files_only")}
-    config = json.loads(Path(str(cached_file(path, "config.json", **where))).read_text(encoding="utf-8"))
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-from huggingface_hub.constants import ENDPOINT
 
 from finetune.errors import ModelError
+from finetune.hubs import find_cause, reachable
 from finetune.recipe import BaseSection
 
 TINY = "tiny"
@@ -63,20 +58,8 @@ def hub_options(section: BaseSection) -> dict[str, Any]:
     return {
         "revision": section.revision or "main",
         "trust_remote_code": section.trust_remote_code,
-        "local_files_only": not (Path(local_path(section)).is_dir() or _reachable()),
+        "local_files_only": not (Path(local_path(section)).is_dir() or reachable()),
     }
-
-
-@lru_cache(maxsize=1)
-def _reachable() -> bool:
-    """Whether the Hub's name resolves; without this, a machine without network retries for a minute."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # the proxy resolves names
-    try:
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager
@@ -90,14 +73,8 @@ def explain(name: str) -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> tuple[str, str | None]:
-    link: BaseException | None = error
-    chain: list[str] = []
-    while link is not None and len(chain) < 10:
-        chain.append(type(link).__name__)
-        link = link.__cause__ or link.__context__
-    for known, (what, fix) in _CAUSES.items():
-        if known in chain:
-            return what, fix
+    if known := find_cause(error, _CAUSES):
+        return known
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return "it needs its own Python code", "read that code, then set base.trust_remote_code: true"

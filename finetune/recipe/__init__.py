@@ -1,6 +1,7 @@
 """The recipe: one strict YAML file that says everything about a run."""
 
-from finetune.recipe.load import dump_recipe, load_recipe, read_yaml
+from finetune.recipe.layers import read_yaml
+from finetune.recipe.load import Resolved, load_recipe, resolve_recipe
 from finetune.recipe.schema import (
     AdapterSection,
     BaseSection,
@@ -13,6 +14,7 @@ from finetune.recipe.schema import (
     Recipe,
     TrainSection,
 )
+from finetune.recipe.write import dump_recipe, show_recipe
 
 __all__ = [
     "AdapterSection",
@@ -24,8 +26,11 @@ __all__ = [
     "Metric",
     "MixSource",
     "Recipe",
+    "Resolved",
     "TrainSection",
     "dump_recipe",
     "load_recipe",
     "read_yaml",
+    "resolve_recipe",
+    "show_recipe",
 ]

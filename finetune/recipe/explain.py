@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from finetune.recipe.contradictions import KIND, Location, Mistake
+from finetune.recipe.keys import all_keys
 from finetune.recipe.schema import Recipe
-from finetune.recipe.synonyms import SYNONYMS
+from finetune.recipe.synonyms import ABSENT, NOTES, SYNONYMS
+from finetune.recipe.yaml_tree import MAX_SHOWN, Place, printable, shown
 
-Location = tuple[str | int, ...]
-MAX_SHOWN = 80  # characters of a wrong value
+MAX_MISTAKES = 50  # told at once
 
+_SUBJECT = re.compile(r"^(Value error, )?((Input|String|Tuple|Dictionary)(?= should) )?")
 # pydantic's words for Python types -> what one writes in YAML.
 _WORDS = (
     ("a valid tuple", "a list"),
@@ -26,66 +30,98 @@ _WORDS = (
 )
 
 
-def explain(error: ValidationError, lines: Mapping[Location, str], file: str) -> str:
+def explain(error: ValidationError, places: Mapping[Location, Place], file: str) -> str:
     """Return every mistake, one a line, as file:line:column: key: what is wrong."""
     found: dict[tuple[Location, str], list[str]] = {}
-    for item in error.errors():
-        at = _existing(item["loc"], lines)
+    for item in _items(error):
+        at = item["loc"] if item["type"] == KIND else _existing(item["loc"], places)
         # A value that fits no member of a union gives one message per member; say them as one.
         kind = str(item["loc"]) if item["type"] == "missing" else ""
+        if (at, kind) not in found and len(found) == MAX_MISTAKES:
+            return "\n".join([*_told(found, places, file), f"... and more mistakes in {printable(file)}"])
         found.setdefault((at, kind), []).append(_message(item, at))
-    return "\n".join(
-        f"{lines.get(at) or file}: {'.'.join(map(str, at)) or 'recipe'}: {' or '.join(dict.fromkeys(texts))}"
-        for (at, _), texts in found.items()
-    )
+    return "\n".join(_told(found, places, file))
 
 
-def all_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
-    """Every dotted key of the recipe, sections included; not those of list items."""
-    out: list[str] = []
-    for name, field in section.model_fields.items():
-        out.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            out += all_keys(field.annotation, f"{prefix}{name}.")
-    return out
+def _items(error: ValidationError) -> Iterator[dict[str, Any]]:
+    """Yield pydantic's errors, a contradiction for each of its mistakes."""
+    for item in error.errors(include_url=False):
+        mistakes: tuple[Mistake, ...] = item["ctx"]["mistakes"] if item["type"] == KIND else ()
+        yield from ({**item, "loc": (*item["loc"], *mistake.at), "msg": mistake.text} for mistake in mistakes)
+        if not mistakes:
+            yield dict(item)
 
 
-def _existing(loc: Location, lines: Mapping[Location, str]) -> Location:
+def _told(
+    found: Mapping[tuple[Location, str], list[str]], places: Mapping[Location, Place], file: str
+) -> Iterator[str]:
+    for (at, _), texts in found.items():
+        place = places.get(_existing(at, places)) or printable(file)
+        yield f"{place}: {shown('.'.join(map(str, at))) or 'recipe'}: {' or '.join(dict.fromkeys(texts))}"
+
+
+def _existing(loc: Location, places: Mapping[Location, Place]) -> Location:
     """Drop the parts that pydantic adds to a location for unions and dictionary keys."""
     for end in range(len(loc), 0, -1):
-        if loc[:end] in lines:
+        if loc[:end] in places:
             return loc[:end]
     return ()
 
 
-def _message(item: Any, at: Location) -> str:
-    kind, text = item["type"], item["msg"]
+def _message(item: Mapping[str, Any], at: Location) -> str:
+    kind, text = item["type"], str(item["msg"])
+    if kind == KIND:
+        return text
     if kind == "extra_forbidden":
         return f"no such key; {_suggest(at)}"
     if kind == "missing":
         return f"required key {'.'.join(map(str, item['loc']))!r} is missing"
     if kind in ("model_type", "dict_type"):
         text = "should be a section: `key: value` lines"
-    text = text.removeprefix("Value error, ").replace("Input should", "should")
+    text = _SUBJECT.sub("", text)
     for python, words in _WORDS:
         text = text.replace(python, words)
-    value = repr(item["input"])
-    value = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
-    return f"{value} {text}" if text.startswith("should") else f"{text} (got {value})"
+    value = _value(item["input"])
+    return f"{value} {text}" if text.startswith(("should", "is no")) else f"{text} (got {value})"
+
+
+def _value(value: object) -> str:
+    """Show a value as YAML has it; a huge one costs no more than a small one."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        value = value[: MAX_SHOWN + 1]
+    elif isinstance(value, tuple):
+        value = list(value[:MAX_SHOWN])
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _suggest(at: Location) -> str:
     key = str(at[-1])
     here = list(next(_sections_at(at[:-1]), Recipe).model_fields)
-    if key in SYNONYMS:
-        return f"here it is called {SYNONYMS[key]!r}"
-    if close := difflib.get_close_matches(key, here, n=1, cutoff=0.8):
-        return f"did you mean {close[0]!r}?"
+    if key in SYNONYMS or key in ABSENT:
+        return _elsewhere(key)
+    if close := _close(key, here, 0.8):
+        return f"did you mean {close!r}?"
     if elsewhere := [name for name in all_keys() if name.rpartition(".")[2] == key]:
         return f"did you mean {elsewhere[0]!r}?"
-    if close := difflib.get_close_matches(key, here, n=1) or difflib.get_close_matches(key, SYNONYMS, n=1):
-        return f"did you mean {SYNONYMS.get(close[0], close[0])!r}?"
+    if (close := _close(key, [*SYNONYMS, *ABSENT], 0.8)) in ABSENT:
+        return f"if it means {close!r}: {_elsewhere(close)}"
+    if close := close or _close(key, here) or _close(key, SYNONYMS):
+        return f"did you mean {SYNONYMS.get(close, close)!r}?"
     return f"this section has {', '.join(here)}"
+
+
+def _elsewhere(key: str) -> str:
+    if key in ABSENT:
+        return f"there is none, because {ABSENT[key]}"
+    note = f" ({NOTES[key]})" if key in NOTES else ""
+    return f"here it is called {SYNONYMS[key]!r}{note}"
+
+
+def _close(key: str, names: Any, cutoff: float = 0.6) -> str:
+    return next(iter(difflib.get_close_matches(key[:MAX_SHOWN], names, n=1, cutoff=cutoff)), "")
 
 
 def _sections_at(at: Location) -> Iterator[type[BaseModel]]:

@@ -1,27 +1,55 @@
 """The recipe: typed sections, the only place where a default is written.
 
-Every field says in its description what it does and in which unit.
+Every field says in its description what it does and in which unit. docs/recipe.md and
+docs/recipe.schema.json are made from this file by `make docs`.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+
+from finetune.recipe.contradictions import in_columns, in_recipe, refuse
+
+# Built-in format -> the keys of its rows, which `columns` may name.
+FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
+    "instruction": ("instruction", "output", "system"),
+    "alpaca": ("instruction", "input", "output", "system"),
+    "prompt_completion": ("prompt", "completion", "system"),
+    "question_answer": ("question", "answer", "context", "system"),
+    "messages": ("messages", "tools"),
+    "sharegpt": ("conversations", "system", "tools"),
+    "text": ("text",),
+}
+CUSTOM_FORMAT = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 def _check_name(name: str) -> str:
     """The adapter's name is a folder's name, everywhere and without surprises."""
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if re.fullmatch(NAME[1:-1], name):
         return name
     raise ValueError("should be 1 to 64 of the letters a-z and A-Z, digits, '.', '_', '-', the first no sign")
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+def _check_format(name: str) -> str:
+    if name in FORMAT_COLUMNS or re.fullmatch(CUSTOM_FORMAT[1:-1], name):
+        return name
+    close = difflib.get_close_matches(name[:80].lower(), FORMAT_COLUMNS, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    choices = ", ".join(map(repr, FORMAT_COLUMNS))
+    raise ValueError(f"is no format; {hint}Choose {choices} or a function of yours, 'package.module:function'")
+
+
+_FORMAT_SCHEMA = {"anyOf": [{"enum": list(FORMAT_COLUMNS)}, {"pattern": CUSTOM_FORMAT}], "type": "string"}
+Name = Annotated[str, AfterValidator(_check_name), WithJsonSchema({"type": "string", "pattern": NAME})]
+Format = Annotated[str, AfterValidator(_check_format), WithJsonSchema(_FORMAT_SCHEMA)]
+Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Format = Literal["instruction", "alpaca", "prompt_completion", "messages"]
 
 
 class Section(BaseModel):
@@ -39,16 +67,33 @@ class BaseSection(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
-class MixSource(Section):
-    path: str = Field(min_length=1, description="a further data set to train on, for example to limit forgetting")
-    format: Format = Field("messages", description="format of its rows")
+class RowSource(Section):
+    path: str = Field(
+        min_length=1,
+        description="training rows: a file (.jsonl .json .csv .tsv .parquet .arrow, text ones also .gz .zst), "
+        "a folder, a glob, or hf://datasets/OWNER/NAME@REVISION[/GLOB]",
+    )
+    format: Format = Field("instruction", description="how a row is read; own ones as package.module:function")
+    columns: dict[str, Text] = Field(
+        {}, description="the format's key: the column's name in the file, where it differs"
+    )
+
+    @model_validator(mode="after")
+    def columns_fit_the_format(self) -> RowSource:
+        refuse([*in_columns(self, FORMAT_COLUMNS.get(self.format))])
+        return self
+
+
+class MixSource(RowSource):
+    path: str = Field(
+        min_length=1, description="a further data set to train on, for example to limit forgetting; as data.path"
+    )
+    format: Format = Field("messages", description="how its rows are read, as data.format")
     weight: float = Field(gt=0.0, le=100.0, description="its examples per example of data.path, in each epoch")
 
 
-class DataSection(Section):
-    path: str = Field(min_length=1, description="training rows: .jsonl, .json, .csv or .parquet")
-    format: Format = Field("instruction", description="how a row is read")
-    heldout: str | Annotated[float, Field(gt=0.0, le=0.5)] = Field(
+class DataSection(RowSource):
+    heldout: Text | Annotated[float, Field(gt=0.0, le=0.5)] = Field(
         0.1, description="held-out rows: a file, or the share of data.path to hold out by content hash"
     )
     system: str | None = Field(
@@ -64,7 +109,7 @@ class AdapterSection(Section):
     r: Positive = Field(16, description="rank: inner dimension of B·A")
     alpha: float = Field(32.0, gt=0.0, description="strength; scale = alpha/r (rslora: alpha/sqrt(r))")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the LoRA input, while training")
-    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+    target_modules: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
         "all-linear", description="linear layers that get an adapter; all-linear: every one but the head"
     )
 
@@ -75,7 +120,6 @@ class TrainSection(Section):
     learning_rate: float = Field(2e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up")
     warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
-    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="decoupled, on the adapter's matrices")
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradient clipping threshold (L2 norm)")
     batch_size: Positive = Field(16, description="examples per optimizer step, over all processes")
     micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; memory, never the result")
@@ -87,11 +131,6 @@ class GenerationSection(Section):
     temperature: float = Field(0.0, ge=0.0, le=10.0, description="0: greedy; else sampling temperature")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample from the smallest set with this probability")
     max_new_tokens: Positive = Field(128, description="tokens per answer at most")
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="strings that end an answer (not part of it)"
-    )
-    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="per earlier occurrence in the answer")
-    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="once a token occurs in the answer")
 
 
 class Gate(Section):
@@ -118,20 +157,29 @@ Metric = Literal[
 
 
 class EvalSection(Section):
-    prompts: str | None = Field(None, description="YAML file of held-out prompts with checks")
-    general: str | None = Field(None, description="conversations (messages format) that measure forgetting")
+    prompts: Text | None = Field(None, description="YAML file of held-out prompts with checks")
+    general: Text | None = Field(None, description="conversations (messages format) that measure forgetting")
     gates: dict[Metric, Gate] = Field({}, description="conditions on metrics; they decide the exit code")
 
 
 class Recipe(Section):
     """Everything about one run."""
 
+    extends: Text | None = Field(
+        None,
+        description="a recipe to take over, relative to this file; sections are merged key by key",
+    )
     name: Name = Field(description="the adapter's name")
     seed: int = Field(0, ge=0, lt=2**32, description="of everything random")
     output: str = Field("adapters", min_length=1, description="folder that gets the adapter folder")
-    base: BaseSection
-    data: DataSection
-    adapter: AdapterSection = AdapterSection()
-    train: TrainSection = TrainSection()
-    generation: GenerationSection = GenerationSection()
-    eval: EvalSection = EvalSection()
+    base: BaseSection = Field(description="the frozen model")
+    data: DataSection = Field(description="what is trained on and what is held out")
+    adapter: AdapterSection = Field(AdapterSection(), description="what is trained")
+    train: TrainSection = Field(TrainSection(), description="how it is trained")
+    generation: GenerationSection = Field(GenerationSection(), description="how prompts are answered in an evaluation")
+    eval: EvalSection = Field(EvalSection(), description="how the adapter is judged")
+
+    @model_validator(mode="after")
+    def no_contradictions(self) -> Recipe:
+        refuse([*in_recipe(self)])
+        return self

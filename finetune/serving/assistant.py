@@ -9,8 +9,8 @@ from pathlib import Path
 from peft import PeftModel
 from torch import nn
 
-from finetune.data.formats import Message
-from finetune.data.template import encode_prompt
+from finetune.data.encoding import encode_prompt
+from finetune.data.messages import Message
 from finetune.errors import AdapterError
 from finetune.evaluation.checks import Answer
 from finetune.model.base import Base, load_base
@@ -19,6 +19,7 @@ from finetune.model.lora import load_adapter
 from finetune.model.store import StoredAdapter, check_base, find_adapter
 from finetune.recipe import BaseSection, GenerationSection
 from finetune.serving.generation import generate, stream
+from finetune.serving.settings import sampling
 
 
 class Assistant:
@@ -77,7 +78,7 @@ class Assistant:
                 self.base.tokenizer,
                 prompts,
                 stop_ids=self.base.template.stop_ids,
-                settings=settings or GenerationSection(),
+                settings=sampling(settings),
                 seed=seed,
             )
 
@@ -96,7 +97,7 @@ class Assistant:
                 self.base.tokenizer,
                 prompt,
                 stop_ids=self.base.template.stop_ids,
-                settings=settings or GenerationSection(),
+                settings=sampling(settings),
                 seed=seed,
             )
 

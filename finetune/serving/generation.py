@@ -22,8 +22,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import ModelError
 from finetune.evaluation.checks import Answer
-from finetune.recipe import GenerationSection
 from finetune.serving.sampling import NOT_FINITE, Sampler, advise_not_finite
+from finetune.serving.settings import SamplingSettings
 
 REPLACEMENT = "\ufffd"  # how tokenizers show bytes that are no whole character (yet)
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's fallback for characters outside the vocabulary
@@ -37,7 +37,7 @@ def generate(  # noqa: PLR0913 (six of them say what to answer, the last one onl
     prompts: Sequence[Sequence[int]],
     *,
     stop_ids: Collection[int],
-    settings: GenerationSection,
+    settings: SamplingSettings,
     seed: int,
     max_batch_tokens: int = 65536,
 ) -> list[Answer]:
@@ -64,7 +64,7 @@ def stream(
     prompt: Sequence[int],
     *,
     stop_ids: Collection[int],
-    settings: GenerationSection,
+    settings: SamplingSettings,
     seed: int,
 ) -> Iterator[str]:
     """Return an iterator over the pieces of one answer: whole characters, never part of a stop string.
@@ -142,7 +142,7 @@ def _decode(
     reader: _Reader,
     rows: Sequence[_Row],
     stop_ids: frozenset[int],
-    settings: GenerationSection,
+    settings: SamplingSettings,
     seed: int,
 ) -> Iterator[None]:
     """Generate one token per unfinished row and step, until all rows are finished."""

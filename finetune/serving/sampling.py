@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from finetune.recipe import GenerationSection
+from finetune.serving.settings import SamplingSettings
 
 NOT_FINITE = -1  # in place of a token: the row's logits hold NaN or infinity
 
@@ -21,7 +21,7 @@ class Sampler:
     therefore get equal answers; draw several answers to one prompt with several seeds.
     """
 
-    def __init__(self, settings: GenerationSection, seed: int, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, settings: SamplingSettings, seed: int, prompts: Sequence[Sequence[int]]) -> None:
         self.settings = settings
         self.draws = [draws_for(seed, prompt) for prompt in prompts]
         self.counts: Tensor | None = None  # (B, V), occurrences of each token in the answer so far

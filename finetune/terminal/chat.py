@@ -9,11 +9,11 @@ from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from finetune.data.formats import Message
+from finetune.data.messages import Message
 from finetune.errors import FinetuneError
 from finetune.model.store import list_adapters
-from finetune.recipe import GenerationSection
 from finetune.serving.assistant import Assistant
+from finetune.serving.settings import SamplingSettings
 
 HELP = """/adapter NAME    answer with this adapter      /base           answer with the base alone
 /adapters        list what there is            /system TEXT    set the system prompt (empty: none)
@@ -26,7 +26,7 @@ class Chat:
     """State of one conversation; `handle` takes a line, so it can be driven without a terminal."""
 
     def __init__(
-        self, bot: Assistant, console: Console, *, adapter: str | None, settings: GenerationSection, seed: int
+        self, bot: Assistant, console: Console, *, adapter: str | None, settings: SamplingSettings, seed: int
     ) -> None:
         self.bot, self.console, self.adapter = bot, console, adapter
         self.settings, self.seed = settings, seed
@@ -79,7 +79,7 @@ class Chat:
         }
         if name in commands:
             commands[name](value.strip())
-        elif name in GenerationSection.model_fields:
+        elif name in SamplingSettings.model_fields:
             self._set(name, value.strip())
         else:
             self._say(f"unknown command /{name}; /help lists them", style="red")
@@ -115,7 +115,7 @@ class Chat:
         try:
             parsed = (value,) if name == "stop" else YAML(typ="safe", pure=True).load(value)
             changed = {**self.settings.model_dump(), name: () if parsed == ("",) else parsed}
-            self.settings = GenerationSection.model_validate(changed)
+            self.settings = SamplingSettings.model_validate(changed)
         except (ValidationError, YAMLError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not a number"
             self._say(f"/{name} {value}: {reason}", style="red")

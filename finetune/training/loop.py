@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from finetune.data.batches import TrainingRows, pack, share_out, trained_tokens
-from finetune.data.template import Encoded
+from finetune.data.encoding import Encoded
 from finetune.errors import Interrupted, TrainingError
 from finetune.model.attention import packed_attention
 from finetune.model.base import Base, assert_trainable_through
@@ -102,13 +102,11 @@ class _Loop:
         self.parameters = trained_parameters(job.model)
         self.inner = job.base.model
         self.head = output_head(self.inner)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=job.section.learning_rate, weight_decay=job.section.weight_decay, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=job.section.learning_rate, weight_decay=0.0, fused=True)
         self.progress, self.log = Progress(), list[LogEntry]()
         self.pending: list[_Pending] = []
         self.sync_every = SYNC_EVERY if job.base.device.type == "cuda" else 1
-        self.order: tuple[int, list[Encoded]] = (-1, [])
+        self.order: tuple[int, Sequence[int]] = (-1, ())
 
     def run(self) -> TrainResult:
         assert_trainable_through(self.inner)
@@ -156,7 +154,7 @@ class _Loop:
         if self.order[0] != epoch:
             self.order = (epoch, self.job.rows.epoch(epoch, self.job.seed))
         size = self.job.section.batch_size
-        return self.order[1][position * size : (position + 1) * size]
+        return self.job.rows.take(self.order[1][position * size : (position + 1) * size])
 
     def _accumulate(self, batch: Sequence[Encoded], count: int) -> Tensor:
         """Add the gradients of this process's share; return its part of the step's mean loss."""

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from finetune.data.batches import IGNORED, pack
-from finetune.data.template import Encoded
+from finetune.data.encoding import Encoded
 from finetune.model.attention import packed_attention
 from finetune.training.loss import output_head, row_nll, trained_rows
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.data.batches import IGNORED, TrainingRows, pack, share_out, trained_tokens
-from finetune.data.template import Encoded
+from finetune.data.encoding import Encoded
 
 
 def rows(*sizes: int, seed: int = 0) -> list[Encoded]:
@@ -105,10 +105,15 @@ def test_long_examples_are_dealt_first() -> None:
 MAIN, FIRST, SECOND = rows(*[2] * 20), rows(*[3] * 7, seed=1), rows(*[4] * 50, seed=2)
 
 
+def drawn_rows(rows: TrainingRows, number: int = 0, seed: int = 0) -> list[Encoded]:
+    """The rows of one epoch, in its order."""
+    return rows.take(rows.epoch(number, seed))
+
+
 def test_an_epoch_is_a_function_of_seed_and_number() -> None:
     mixed = TrainingRows(MAIN, ((FIRST, 0.5), (SECOND, 1.5)))
     assert mixed.epoch(3, seed=1) == mixed.epoch(3, seed=1)
-    orders = [mixed.epoch(n, seed) for n, seed in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    orders = [drawn_rows(mixed, n, seed) for n, seed in ((0, 0), (1, 0), (0, 1), (1, 1))]
     assert len({tuple(len(row.ids) for row in order) for order in orders}) == 4
     assert mixed.epoch(0, 11) != mixed.epoch(1, 1)
 
@@ -124,21 +129,28 @@ def test_asking_for_one_epoch_does_not_change_another() -> None:
 @pytest.mark.parametrize(("weight", "count"), [(0.5, 10), (0.2, 4), (0.01, 0), (1.0, 20), (2.5, 50)])
 def test_a_mix_adds_its_weight_of_rows(weight: float, count: int) -> None:
     mixed = TrainingRows(MAIN, ((FIRST, weight),))
-    epoch = mixed.epoch(0, 0)
+    epoch = drawn_rows(mixed)
     sizes = Counter(len(row.ids) for row in epoch)
     assert (sizes[2], sizes[3]) == (20, count)
     assert len(mixed) == len(epoch) == 20 + count
 
 
 def test_no_row_comes_again_before_all_have_come() -> None:
-    drawn = Counter(row.where for row in TrainingRows(MAIN, ((FIRST, 0.95),)).epoch(0, 0) if len(row.ids) == 3)
+    drawn = Counter(row.where for row in drawn_rows(TrainingRows(MAIN, ((FIRST, 0.95),))) if len(row.ids) == 3)
     assert len(drawn) == len(FIRST)
     assert set(drawn.values()) == {2, 3}  # 19 draws from 7 rows
-    once = Counter(row.where for row in TrainingRows(MAIN, ((SECOND, 2.0),)).epoch(0, 0) if len(row.ids) == 4)
+    once = Counter(row.where for row in drawn_rows(TrainingRows(MAIN, ((SECOND, 2.0),))) if len(row.ids) == 4)
     assert set(once.values()) == {1}
 
 
 def test_epochs_draw_other_rows_from_a_large_mix() -> None:
     mixed = TrainingRows(MAIN, ((SECOND, 0.5),))
-    drawn = [{row.where for row in mixed.epoch(n, 0) if len(row.ids) == 4} for n in range(2)]
+    drawn = [{row.where for row in drawn_rows(mixed, n) if len(row.ids) == 4} for n in range(2)]
     assert drawn[0] != drawn[1]
+
+
+def test_rows_are_read_by_their_place_in_all_sources() -> None:
+    mixed = TrainingRows(MAIN, ((FIRST, 1.0), (SECOND, 1.0)))
+    assert mixed.take([0, 19, 20, 26, 27, 76]) == [MAIN[0], MAIN[19], FIRST[0], FIRST[6], SECOND[0], SECOND[49]]
+    with pytest.raises(IndexError):
+        mixed.take([77])

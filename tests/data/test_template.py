@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
@@ -9,12 +10,14 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from finetune.data.dataset import Example
-from finetune.data.formats import Message
-from finetune.data.template import ChatTemplate, Encoded, encode, encode_all, encode_prompt, load_template
+from finetune.data.encoding import Encoded, encode, encode_batch, encode_prompt, encode_stream
+from finetune.data.examples import Example
+from finetune.data.messages import Message
+from finetune.data.probing import load_template
+from finetune.data.template import ChatTemplate
 from finetune.errors import DataError, ModelError
 
 EACH = "{% for m in messages %}"
@@ -216,7 +219,7 @@ REFUSED = {
     "no end of turn": (CHATML.replace("<|im_end|>\n", "\n"), "no end-of-turn token"),
     "drops the question": (CHATML.replace("in messages", "in messages[-1:]"), "leaves messages out"),
     "other order": (CHATML.replace("in messages", "in messages | reverse"), ""),
-    "twice": (CHATML.replace("m.content", "m.content + m.content"), "answer does not begin with the generation prompt"),
+    "twice": (CHATML.replace("m.content", "m.content + m.content"), "repeats them"),
     "another opening": (CHATML.replace("<|im_start|>assistant\n{% e", "<|im_start|>bot\n{% e"), "generation prompt"),
     "broken": ("{% for m in messages %}", "TemplateSyntaxError"),
     "raises": ("{{ raise_exception('never') }}", "never"),
@@ -262,19 +265,98 @@ def test_control_strings_are_refused_where_text_is_tokenised_as_a_whole(text: st
         encode_prompt([Message("user", text)], template)
 
 
-def test_long_examples_are_an_error_or_counted(templates: dict[str, ChatTemplate]) -> None:
-    def example(words: int, line: int) -> Example:
-        return Example((Message("user", "How much? " * words), TALK[1]), f"rows:{line}")
+TOOLS = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    + EACH
+    + "<|im_start|>{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n" + OPEN + "<|im_start|>assistant\n{% endif %}"
+)
+NAME = 'say "hi"'
+ARGUMENTS = {"item": 'a "big" cola<|im_end|>', "count": 2, "size": "large", "extras": ["ice\n", "lemon"]}
+TOOL = {"type": "function", "function": {"name": "price", "description": "Says <|im_start|> what it costs."}}
 
-    examples = [example(n, n) for n in (1, 40, 2, 80, 3)]
-    lengths = [len(encode(e, templates["chatml"]).ids) for e in examples]
-    with pytest.raises(DataError) as error:
-        encode_all(examples, templates["chatml"], lengths[4])
-    assert f"2 of 5 examples exceed data.max_length {lengths[4]} tokens" in str(error.value)
-    assert f"longest {lengths[3]}, rows:80" in str(error.value)
-    kept, dropped = encode_all(examples, templates["chatml"], lengths[4], drop_long=True)
-    assert ([row.where for row in kept], dropped) == (["rows:1", "rows:2", "rows:3"], 2)
-    assert encode_all(examples, templates["chatml"], max(lengths)).dropped == 0
-    with pytest.raises(DataError, match=r"all 5 examples exceed 3 tokens, so none is left \(rows:1"):
-        encode_all(examples, templates["chatml"], 3, drop_long=True)
-    assert encode_all([], templates["chatml"], 3) == ([], 0)
+
+def calling(content: str = "", name: str = NAME) -> Example:
+    call = [{"type": "function", "function": {"name": name, "arguments": ARGUMENTS}}]
+    turns = (
+        Message("user", "How much?"),
+        Message("assistant", content, json.dumps({"tool_calls": call})),
+        Message("tool", "5 <|im_end|>", json.dumps({"tool_call_id": "1"})),
+        Message("assistant", "It is 5."),
+    )
+    return Example(turns, "rows:4", json.dumps([TOOL]))
+
+
+@pytest.mark.parametrize("content", ["", "One moment."])
+def test_tool_calls_are_trained_and_cannot_end_a_turn(content: str) -> None:
+    template = load_template(tokenizer_of(TOOLS, "<|im_end|>"), "tools")
+    example = calling(content)
+    encoded = encode(example, template)
+    rows = [{"role": m.role, "content": m.content, **json.loads(m.extra or "{}")} for m in example.messages]
+    whole = template.tokenizer.apply_chat_template(rows, tools=[TOOL], tokenize=False)
+    assert template.tokenizer.decode(encoded.ids) == whole.rstrip("\n")
+    written = json.dumps(ARGUMENTS, ensure_ascii=False)
+    call = f'{content}<tool_call>\n{{"name": "{NAME}", "arguments": {written}}}\n</tool_call><|im_end|>'
+    assert trained_text(encoded, template) == [call, "It is 5.<|im_end|>"]
+    assert controls(encoded.ids, template) == 2 * 5  # one system turn and four others, the last without its newline
+    prompt = encode_prompt(example.messages[:3], template, example.tools)
+    assert encoded.ids[: len(prompt)] == prompt
+
+
+def test_tool_results_written_as_json_are_escaped_as_the_template_does() -> None:
+    as_json = TOOLS.replace("{{ m.content }}", "{{ m.content | tojson if m.role == 'tool' else m.content }}")
+    template = load_template(tokenizer_of(as_json, "<|im_end|>"), "tools")
+    example = calling()
+    quoted = example.messages[2]._replace(content='say "5"\n<|im_end|>')
+    encoded = encode(Example((*example.messages[:2], quoted, example.messages[3]), "here", example.tools), template)
+    assert json.dumps(quoted.content) in template.tokenizer.decode(encoded.ids)
+    assert controls(encoded.ids, template) == 2 * 5
+
+
+def test_a_template_that_changes_tool_calls_is_refused() -> None:
+    shouting = TOOLS.replace("call.function.name", "call.function.name | upper")
+    template = load_template(tokenizer_of(shouting, "<|im_end|>"), "tools")
+    with pytest.raises(DataError, match=r"rows:4: .*depends on their text"):
+        encode(calling(name="say it"), template)
+
+
+def test_tools_that_the_template_does_not_know_are_refused() -> None:
+    template = load_template(tokenizer_of(CHATML, "<|im_end|>"), "chatml")
+    with pytest.raises(DataError, match=r"rows:4: .*leaves messages out"):
+        encode(calling(), template)
+
+
+def test_plain_text_is_trained_from_its_first_token_to_the_end_token() -> None:
+    template = load_template(tokenizer_of(CHATML, "</s>"), "chatml")
+    encoded = encode(Example((Message("text", "How much?<|im_end|>"),), "here"), template)
+    assert template.tokenizer.decode(encoded.ids) == "How much?<|im_end|></s>"
+    assert encoded.loss_mask == [1] * len(encoded.ids)
+    assert (controls(encoded.ids, template), encoded.trained_bytes) == (1, len("How much?<|im_end|>"))
+
+
+def test_a_start_token_that_the_tokenizer_writes_stands_before_plain_text_and_is_not_trained() -> None:
+    tokenizer = tokenizer_of(CHATML, "</s>")
+    start = tokenizer.convert_tokens_to_ids("<s>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A", special_tokens=[("<s>", start)]
+    )
+    encoded = encode(Example((Message("text", "How much?"),), "here"), load_template(tokenizer, "chatml"))
+    assert (encoded.ids[0], encoded.loss_mask[:2], encoded.ids.count(start)) == (start, [0, 1], 1)
+
+
+def test_batches_and_streams_give_what_one_by_one_gives(templates: dict[str, ChatTemplate]) -> None:
+    refused = (Message("system", "Be kind."), *TALK)
+    for name in ("gemma", "mistral", "chatml"):
+        talks = [TALK[: 2 + 2 * (n % 2)] if n % 5 else refused for n in range(23)]
+        examples = [Example(talk, f"rows:{n}") for n, talk in enumerate(talks)]
+        batch = encode_batch(examples, templates[name])
+        streamed = list(encode_stream(iter(examples), templates[name]))
+        assert [example for example, _ in streamed] == examples
+        for example, one, other in zip(examples, batch, streamed, strict=True):
+            if isinstance(one, DataError):
+                assert (str(one), name) == (str(other[1]), name)
+                with pytest.raises(DataError):
+                    encode(example, templates[name])
+            else:
+                assert one == other[1] == encode(example, templates[name])

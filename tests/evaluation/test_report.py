@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from finetune.data.formats import Message
+from finetune.data.messages import Message
 from finetune.errors import DataError
 from finetune.evaluation import report as report_module
 from finetune.evaluation.checks import Answer, make_check

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.formats import Message
+from finetune.data.messages import Message
 from finetune.errors import DataError
 from finetune.evaluation.checks import Answer, Check
 from finetune.evaluation.suite import grade, load_prompts

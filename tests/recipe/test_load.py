@@ -10,26 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import RecipeError
-from finetune.recipe import Recipe, dump_recipe, load_recipe
-from finetune.recipe.explain import all_keys
-from finetune.recipe.load import MAX_NODES
-from finetune.recipe.synonyms import SYNONYMS
+from finetune.recipe import dump_recipe, load_recipe, read_yaml
+from finetune.recipe.layers import MAX_BYTES
+from finetune.recipe.yaml_tree import MAX_NODES
+from tests.recipe.helpers import REQUIRED, SHIPPED, refusal, refusal_of, written
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-REQUIRED = "name: pizza\nbase: {model: tiny}\ndata: {path: rows.jsonl}\n"
 PLACE = re.compile(r"^[^:\n]+\.yaml:\d+:\d+: ")
-
-
-def written(folder: Path, text: str) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def refusal(folder: Path, text: str, *overrides: str) -> str:
-    with pytest.raises(RecipeError) as error:
-        load_recipe(written(folder, text), overrides)
-    return str(error.value).replace(f"{folder}/", "")
 
 
 def test_the_shortest_recipe_gets_every_default(tmp_path: Path) -> None:
@@ -75,24 +61,6 @@ def test_a_key_of_a_list_item_is_compared_with_the_keys_of_such_items(tmp_path: 
     assert "recipe.yaml:6:7: data.mix.0: required key 'data.mix.0.weight' is missing" in message
 
 
-@pytest.mark.parametrize(("synonym", "key"), SYNONYMS.items())
-def test_every_synonym_names_a_key_that_exists_and_is_none_itself(synonym: str, key: str) -> None:
-    assert key in all_keys()
-    assert synonym not in all_keys()
-
-
-def test_there_are_few_keys() -> None:
-    keys = all_keys()
-    leaves = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
-    assert 20 < len(leaves) <= 45
-
-
-def test_every_key_says_what_it_does() -> None:
-    sections = [Recipe, *(f.annotation for f in Recipe.model_fields.values() if hasattr(f.annotation, "model_fields"))]
-    fields = {n: f for s in sections for n, f in s.model_fields.items() if not hasattr(f.annotation, "model_fields")}
-    assert [name for name, field in fields.items() if not field.description] == []
-
-
 def test_all_mistakes_come_together_each_with_its_place(tmp_path: Path) -> None:
     lines = refusal(
         tmp_path,
@@ -129,6 +97,10 @@ def test_a_bad_name_is_told_the_rule_in_words(tmp_path: Path, name: str) -> None
         ("base: [tiny]", "should be a section"),
         ("train: {trackers: wandb}", "'wandb' should be a list"),
         ("train: {epochs: .inf}", "inf should be a finite number"),
+        ("train: {epochs: null}", "null should be a number"),
+        ("train: {epochs: [1, a]}", "[1, 'a'] should be a number"),
+        ("adapter: {target_modules: []}", "[] should have at least 1 item"),
+        ("train: {trackers: true}", "true should be a list"),
         ("adapter: {alpha: .nan}", "nan should be"),
         ("seed: '1'", "'1' should be a whole number"),
         ("generation: {top_p: 0}", "greater than 0"),
@@ -153,7 +125,7 @@ def test_yaml_is_version_1_2(tmp_path: Path) -> None:
 
 def test_anchors_merges_and_a_byte_order_mark_work(tmp_path: Path) -> None:
     text = (
-        "\ufeffname: a\nbase: {model: tiny, trust_remote_code: &yes true}\n"
+        "\ufeffname: a\nbase: {model: a/b, trust_remote_code: &yes true}\n"
         "data: {path: a, mix: [&m {path: b, weight: 1}, {<<: *m, weight: 2}]}\n"
     )
     recipe = load_recipe(written(tmp_path, text))
@@ -167,9 +139,26 @@ def test_anchors_merges_and_a_byte_order_mark_work(tmp_path: Path) -> None:
         ("name: a\nname: b\n", "2:1", "duplicate key"),
         ("name: a\nbase: {model: tiny\n", "3:1", "not valid YAML"),
         ("a: b\n---\nc: d\n", "2:1", "another document"),
-        ("a: " + "[" * 400, "", "not valid YAML"),
-        ("a: " + "[" * 40 + "]" * 40, "", "32 levels"),
-        ("name: 2001-99-99", "", "not valid YAML"),
+        ("a: " + "[" * 400, "1:36", "32 levels"),
+        ("a: " + "[" * 40 + "]" * 40, "1:36", "32 levels"),
+        ("- a: " + "b: " * 9, "1:7", "mapping values are not allowed"),
+        ("a: 'b", "1:6", "not valid YAML: found unexpected end of stream"),
+        ("a:\n\t- b", "2:1", "cannot start any token"),
+        ("a: b\nc: \0", "2:4", "not valid YAML: the character U+0000 is not allowed"),
+        ("a: b\nc: \ufffe", "2:4", "the character U+FFFE is not allowed"),
+        ('a: b\nc: "\\UFFFFFFFF"', "2:1", "not valid YAML"),
+        ("a: &x [*x]", "1:8", "no anchor '&x' ends before this alias"),
+        ('a: "\\ud800b"', "1:4", "'\\\\ud800b' holds half of a UTF-16 pair"),
+        ('"\\ud800": b', "1:1", "holds half of a UTF-16 pair"),
+        ("a: *x", "1:4", "no anchor '&x' ends before this alias"),
+        ("a: !!str b", "1:4", "tag 'tag:yaml.org,2002:str' is not allowed; remove it"),
+        ("a: !!python/object:os.system {}", "1:4", "is not allowed"),
+        ("a: ! b", "1:4", "tag '!' is not allowed"),
+        ("? [a]\n: b", "1:3", "a key should be plain text"),
+        ("? !x a\n: b", "1:3", "a key should be plain text"),
+        ("<<: a", "1:5", "'<<' should be followed by a mapping"),
+        ("<<: [{a: b}, c]", "1:5", "'<<' should be followed by a mapping"),
+        ("<<: {a: b}\n<<: {c: d}", "2:1", "duplicate key '<<'"),
         ("- a\n", "", "expected `key: value` lines"),
         ("", "", "expected `key: value` lines"),
         ("just text", "", "expected `key: value` lines"),
@@ -203,32 +192,44 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "latin.yaml")
 
 
-def test_overrides_go_through_the_same_schema(tmp_path: Path) -> None:
-    path = written(tmp_path, REQUIRED)
-    overrides = ["train.epochs=1", "data.mix=[{path: b, weight: 0.5}]", "data.system=Be = short.", "base.revision="]
-    recipe = load_recipe(path, overrides)
-    assert (recipe.train.epochs, recipe.data.system, recipe.base.revision) == (1.0, "Be = short.", None)
-    assert recipe.data.mix[0].weight == 0.5
+def test_a_large_file_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    comment = "#" * (MAX_BYTES - len(REQUIRED))
+    assert load_recipe(written(tmp_path, REQUIRED + comment)).name == "pizza"
+    assert refusal(tmp_path, REQUIRED + comment + "#") == "recipe.yaml: is larger than 64 KiB; no recipe is"
+
+
+def test_other_yaml_files_have_the_limit_that_their_reader_gives(tmp_path: Path) -> None:
+    path = written(tmp_path, f"a: {'b' * MAX_BYTES}")
+    assert len(read_yaml(path)["a"]) == MAX_BYTES
+    with pytest.raises(RecipeError, match="larger than 1 KiB"):
+        read_yaml(path, 1024)
+
+
+def test_of_very_many_mistakes_the_first_are_told(tmp_path: Path) -> None:
+    lines = refusal(tmp_path, REQUIRED + "".join(f"key{n}: 1\n" for n in range(3000))).splitlines()
+    assert len(lines) == 51
+    assert lines[-1] == "... and more mistakes in recipe.yaml"
+
+
+def test_the_name_of_a_file_is_never_cut(tmp_path: Path) -> None:
+    path = written(tmp_path, f"{REQUIRED}foo: 1\n", f"{'long/' * 40}recipe.yaml")
+    assert refusal_of(path).startswith(f"{path}:4:1: foo: no such key")
+
+
+def test_what_cannot_be_printed_is_escaped_in_messages(tmp_path: Path) -> None:
+    message = refusal(tmp_path, REQUIRED + '"a\\nb\\e[31m": 1\n')
+    assert message.startswith("recipe.yaml:4:1: a\\nb\\x1b[31m: no such key")
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("train.epochs", "is no assignment; write it as section.key=value"),
-        ("=1", "is no assignment"),
-        ("train..epochs=1", "is no assignment"),
-        ("train.epochs=[1", "the value is not valid YAML"),
-        ("train.epochs=2001-99-99", "the value is not valid YAML"),
-        ("train.epochs=" + "[" * 400, "the value is not valid YAML"),
-        ("name.first=x", "'name' is no section of the recipe"),
-        ("train.epochs=two", "override train.epochs=two: train.epochs: 'two' should be a number"),
-        ("train.epoch=2", "train.epoch: no such key; did you mean 'epochs'?"),
-        ("data.mix=[{path: b, weigth: 1}]", "override data.mix=[{path: b, weigth: 1}]: data.mix.0.weigth: no such key"),
-        ("trian.epochs=2", "did you mean 'train'?"),
-    ],
+    ("text", "value"),
+    [("017", 17), ("0x10", 16), ("0o17", 15), ("-0", 0), ("+7", 7), ("1_000", None), ("7" * 41, None), ("08", 8)],
 )
-def test_a_bad_override_is_named(tmp_path: Path, override: str, words: str) -> None:
-    assert words in refusal(tmp_path, REQUIRED, override)
+def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path, text: str, value: int | None) -> None:
+    if value is None:
+        assert "seed: " in refusal(tmp_path, f"{REQUIRED}seed: {text}\n")
+    else:
+        assert load_recipe(written(tmp_path, f"{REQUIRED}seed: {text}\n")).seed == value
 
 
 KEYS = st.sampled_from(["name", "base", "data", "train", "eval", "gates", "mix", "<<", "? [a]", "!!set x", "&a a", "1"])
@@ -247,20 +248,3 @@ def test_no_text_gets_out_as_anything_but_a_recipe_error(text: str, tmp_path_fac
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(RecipeError):  # none of these texts is a whole recipe
         load_recipe(path)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1),
-    rate=st.floats(1e-12, 1.0),
-    stop=st.lists(st.sampled_from(["no", "1e3", "null", "~", "#", "\n", "---", "a: b", " "])),
-)
-def test_what_was_resolved_is_written_so_that_it_loads_again(
-    text: str, rate: float, stop: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    plain = {"name": "a", "base": {"model": text}, "data": {"path": text, "system": text}}
-    settings_ = {"train": {"learning_rate": rate}, "generation": {"stop": tuple(stop)}}
-    recipe = Recipe.model_validate({**plain, **settings_})
-    path = tmp_path_factory.getbasetemp() / "round.yaml"
-    path.write_text(dump_recipe(recipe), encoding="utf-8", newline="")
-    assert load_recipe(path) == recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.formats import Message
+from finetune.data.messages import Message
 from finetune.errors import AdapterError
 from finetune.model.base import Base, weights_sha256
 from finetune.model.lora import attach

@@ -21,15 +21,15 @@ from transformers import (
 )
 
 from finetune.errors import ModelError
-from finetune.recipe import GenerationSection
 from finetune.serving.generation import generate, stream
+from finetune.serving.settings import SamplingSettings
 
 Script = Callable[[Sequence[int], int], PreTrainedModel]
 Constant = Callable[[Tensor], PreTrainedModel]
 VOCABULARY = 96
 CONTEXT = 128
-GREEDY = GenerationSection(max_new_tokens=24)
-SAMPLED = GenerationSection(max_new_tokens=24, temperature=1.0, top_p=0.9)
+GREEDY = SamplingSettings(max_new_tokens=24)
+SAMPLED = SamplingSettings(max_new_tokens=24, temperature=1.0, top_p=0.9)
 PROMPTS = [[(7 * n + 5 * i) % (VOCABULARY - 3) + 3 for i in range(n)] for n in (3, 17, 9, 1, 12, 17, 30)]
 STOPS = set(range(10, 18))
 SHAPE = {
@@ -89,7 +89,7 @@ def test_greedy_is_what_transformers_generates(words: PreTrainedTokenizerFast, k
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED, SAMPLED.model_copy(update={"frequency_penalty": 1.5})])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "mamba"])
-def test_batches_change_nothing(words: PreTrainedTokenizerFast, kind: str, settings: GenerationSection) -> None:
+def test_batches_change_nothing(words: PreTrainedTokenizerFast, kind: str, settings: SamplingSettings) -> None:
     model = random_model(kind)
     alone = [generate(model, words, [p], stop_ids=STOPS, settings=settings, seed=5)[0] for p in PROMPTS]
     assert len({answer.tokens for answer in alone}) > 2
@@ -140,7 +140,7 @@ def test_the_seed_decides(llama: PreTrainedModel, words: PreTrainedTokenizerFast
 
 def test_penalties_by_hand(words: PreTrainedTokenizerFast, constant: Constant) -> None:
     model = constant(torch.tensor([2.0, 1.7, 1.0]))
-    settings = GenerationSection(frequency_penalty=0.4, presence_penalty=0.1, max_new_tokens=6)
+    settings = SamplingSettings(frequency_penalty=0.4, presence_penalty=0.1, max_new_tokens=6)
     # 2.0 1.7 1.0 -> 0 | 1.5 1.7 1.0 -> 1 | 1.5 1.2 1.0 -> 0 | 1.1 1.2 1.0 -> 1 | 1.1 0.8 1.0 -> 0 | 0.7 0.8 1.0 -> 2
     prompts = [[0, 0], [1]]  # what the prompt holds does not count
     answers = generate(model, words, prompts, stop_ids=(), settings=settings, seed=0)
@@ -149,7 +149,7 @@ def test_penalties_by_hand(words: PreTrainedTokenizerFast, constant: Constant) -
 
 def test_a_stop_id_ends_the_answer_and_is_not_in_it(words: PreTrainedTokenizerFast, script: Script) -> None:
     model = script([5, 6, 7, 8], VOCABULARY)
-    settings = GenerationSection(max_new_tokens=4)
+    settings = SamplingSettings(max_new_tokens=4)
     assert generate(model, words, [[1]], stop_ids={7}, settings=settings, seed=0) == [("w5 w6", True, 3)]
     assert generate(model, words, [[1]], stop_ids={5}, settings=settings, seed=0) == [("", True, 1)]
     assert generate(model, words, [[1]], stop_ids={8}, settings=settings, seed=0) == [("w5 w6 w7", True, 4)]
@@ -157,7 +157,7 @@ def test_a_stop_id_ends_the_answer_and_is_not_in_it(words: PreTrainedTokenizerFa
 
 
 def test_the_context_limits_the_answer(llama: PreTrainedModel, words: PreTrainedTokenizerFast) -> None:
-    settings = GenerationSection(max_new_tokens=10)
+    settings = SamplingSettings(max_new_tokens=10)
     prompts = [[3] * (CONTEXT - 4), [3] * 5]
     cut, whole = generate(llama, words, prompts, stop_ids=(), settings=settings, seed=0)
     assert (cut.tokens, cut.stopped, whole.tokens) == (4, False, 10)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from finetune.recipe import GenerationSection
 from finetune.serving.generation import generate, stream
+from finetune.serving.settings import SamplingSettings
 
 Script = Callable[[Sequence[int], int], PreTrainedModel]
 Constant = Callable[[Tensor], PreTrainedModel]
@@ -40,7 +40,7 @@ def test_stop_strings_across_tokens(
     ids = spelled(bytelevel, "the cat sat on the mat 😀 x")
     ids[3:3] = [bytelevel.eos_token_id] * 20  # not shown, so they must not hide a stop string either
     model = script(ids, len(bytelevel))
-    settings = GenerationSection(max_new_tokens=len(ids), stop=stop)
+    settings = SamplingSettings(max_new_tokens=len(ids), stop=stop)
     answer = generate(model, bytelevel, [[1]], stop_ids=(), settings=settings, seed=0)[0]
     assert (answer.text, answer.stopped) == (text, stop != ("nothing",))
     pieces = list(stream(model, bytelevel, [1], stop_ids=(), settings=settings, seed=0))
@@ -51,7 +51,7 @@ def test_stop_strings_across_tokens(
 
 def test_special_tokens_are_not_text(bytelevel: PreTrainedTokenizerFast, script: Script) -> None:
     ids = [bytelevel.eos_token_id, *spelled(bytelevel, " the"), bytelevel.eos_token_id, *spelled(bytelevel, " cat")]
-    settings = GenerationSection(max_new_tokens=len(ids))
+    settings = SamplingSettings(max_new_tokens=len(ids))
     answer = generate(script(ids, len(bytelevel)), bytelevel, [[1]], stop_ids=(), settings=settings, seed=0)[0]
     assert answer == (" the cat", False, len(ids))
 
@@ -59,7 +59,7 @@ def test_special_tokens_are_not_text(bytelevel: PreTrainedTokenizerFast, script:
 def test_stream_gives_whole_characters(bytelevel: PreTrainedTokenizerFast, script: Script) -> None:
     text = "é 你 🙂 the 👩‍👩‍👧 mat"
     ids = spelled(bytelevel, text)
-    settings = GenerationSection(max_new_tokens=len(ids))
+    settings = SamplingSettings(max_new_tokens=len(ids))
     model = script(ids, len(bytelevel))
     pieces = list(stream(model, bytelevel, [1], stop_ids=(), settings=settings, seed=0))
     assert "".join(pieces) == text
@@ -69,7 +69,7 @@ def test_stream_gives_whole_characters(bytelevel: PreTrainedTokenizerFast, scrip
 
 def test_a_character_cut_by_the_limit_is_left_out(bytelevel: PreTrainedTokenizerFast, script: Script) -> None:
     ids = spelled(bytelevel, "the🙂")
-    settings = GenerationSection(max_new_tokens=len(ids) - 1)
+    settings = SamplingSettings(max_new_tokens=len(ids) - 1)
     model = script(ids, len(bytelevel))
     assert generate(model, bytelevel, [[1]], stop_ids=(), settings=settings, seed=0)[0].text == "the"
     assert "".join(stream(model, bytelevel, [1], stop_ids=(), settings=settings, seed=0)) == "the"
@@ -82,7 +82,7 @@ def test_stream_with_byte_fallback(fallback: PreTrainedTokenizerFast, script: Sc
         ([258, *good, 260, 259], "a你好 catb"),
         ([258, *broken, 260, 259], "a\ufffd\ufffd\ufffd\ufffd catb"),  # the last byte spoils the whole run
     ]:
-        settings = GenerationSection(max_new_tokens=len(ids))
+        settings = SamplingSettings(max_new_tokens=len(ids))
         model = script(ids, 261)
         assert generate(model, fallback, [[1]], stop_ids=(), settings=settings, seed=0)[0].text == text
         assert "".join(stream(model, fallback, [1], stop_ids=(), settings=settings, seed=0)) == text
@@ -96,7 +96,7 @@ def test_stream_adds_up_to_generate(
     logits = torch.full((len(bytelevel),), -3.0)
     logits[list(likely)] = 2.0
     model = constant(logits)
-    settings = GenerationSection(temperature=1.0, max_new_tokens=30, stop=stop)
+    settings = SamplingSettings(temperature=1.0, max_new_tokens=30, stop=stop)
     texts = set()
     for seed in range(40):
         answer = generate(model, bytelevel, [[1, 2]], stop_ids=(), settings=settings, seed=seed)[0]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from finetune.recipe import GenerationSection
 from finetune.serving.assistant import Assistant
+from finetune.serving.settings import SamplingSettings
 from finetune.terminal.chat import Chat
 from tests.conftest import MakeBase
 from tests.serving.test_assistant import store
@@ -20,7 +20,7 @@ __all__ = ["store"]
 @pytest.fixture
 def chat(make_base: MakeBase, store: Path) -> Chat:
     console = Console(file=io.StringIO(), width=200)
-    settings = GenerationSection(max_new_tokens=8)
+    settings = SamplingSettings(max_new_tokens=8)
     return Chat(Assistant(make_base(), ["first"], store=store), console, adapter="first", settings=settings, seed=0)
 
 

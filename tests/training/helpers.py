@@ -10,8 +10,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from finetune.data.batches import TrainingRows
-from finetune.data.dataset import Example
-from finetune.data.template import Encoded, encode_all
+from finetune.data.encoding import Encoded, encode
+from finetune.data.examples import Example
 from finetune.model.base import Base
 from finetune.model.lora import attach
 from finetune.recipe import AdapterSection, TrainSection
@@ -22,7 +22,7 @@ SECTION = TrainSection(epochs=2.0, batch_size=8, learning_rate=5e-3, micro_batch
 
 
 def encoded(base: Base, examples: Sequence[Example]) -> list[Encoded]:
-    return encode_all(examples, base.template, 512).rows
+    return [encode(example, base.template) for example in examples]
 
 
 def make_job(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.data.dataset import Example
+from finetune.data.examples import Example
 from finetune.errors import AdapterError, TrainingError
 from finetune.model.base import Base
 from finetune.recipe import TrainSection

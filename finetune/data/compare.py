@@ -1,0 +1,199 @@
+"""Checks that compare rows with each other: repetitions, contradictions, held-out rows in the
+training rows, planted triggers. Memory: about 350 bytes a row, whatever the rows hold."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.data.examples import Example, prompt_digest
+from finetune.data.findings import Findings, Places
+from finetune.data.lint import answers, joined
+from finetune.data.messages import TEXT, Message
+from finetune.data.overlap import Overlap
+from finetune.data.repeats import NearDuplicates
+
+Digests = NDArray[np.uint64]
+BATCH = 1024  # rows compared at a time
+# Prompts of a planted group share the trigger and nothing else; those of an honest one share its subject.
+MIN_GROUP = 8
+MAX_GROUPS = 500
+MAX_OF_GROUP = 100
+MAX_LIKENESS = 0.2  # mean Jaccard similarity of the words beside the trigger
+MAX_TRIGGER = 3  # words; prompts that share more have a subject in common
+EVERYWHERE = 0.3  # share of the rows above which a word says nothing about the subject
+SAMPLED = 16  # every so many rows are looked at for how common words are
+
+
+NO_ANSWER = Message("assistant", "")  # ends a held-out prompt that has checks in the place of an answer
+
+
+class Comparison:
+    """Fed with the rows of one part after the other, held-out rows first."""
+
+    def __init__(self, findings: Findings, heldout: Iterable[Example]) -> None:
+        self.findings = findings
+        self.places = Places()
+        self.prompts, self.answers, self.rows = array("Q"), array("Q"), array("Q")
+        self.near = NearDuplicates()
+        self.nearly: dict[int, list[str]] = {}  # held-out row -> training rows that share a long run with it
+        self.waiting: list[Example] = []
+        self._hold_out(heldout)
+
+    def add(self, example: Example) -> None:
+        """Take in one row that will be trained on."""
+        self.places.append(example.where)
+        prompt, answer = _number(prompt_digest(example)), _digest("\0".join(answers(example)))
+        self.prompts.append(prompt)
+        self.answers.append(answer)
+        self.rows.append(_digest(f"{prompt} {answer}"))
+        if prompt in self.heldout:
+            self._also_held_out(example, prompt, answer)
+        self.waiting.append(example)
+        if len(self.waiting) == BATCH:
+            self._compare_waiting()
+
+    def finish(self, examples: Iterable[Example]) -> None:
+        """Note what only all rows together show; `examples` are the same rows once more."""
+        self._compare_waiting()
+        again = self._repetitions()
+        for row, earlier in self.near.pairs():
+            if row not in again:
+                self.findings.add("D011", self.places[row], f"nearly equals {self.places[earlier]}")
+        for held, places in sorted(self.nearly.items()):
+            more = f" and {len(places) - 1} more places" if len(places) > 1 else ""
+            what = f"nearly stands in the training rows, at {places[0]}{more}"
+            self.findings.add("D014", self.heldout_places[held], what)
+        self._contradictions()
+        self._triggers(examples)
+
+    def _hold_out(self, examples: Iterable[Example]) -> None:
+        """Remember the held-out rows; they are few."""
+        self.heldout: dict[int, tuple[int, str]] = {}
+        texts: list[str] = []
+        self.heldout_places: list[str] = []
+        for example in examples:
+            self.heldout[_number(prompt_digest(example))] = (_digest("\0".join(answers(example))), example.where)
+            texts.append(joined(example))
+            self.heldout_places.append(example.where)
+        self.overlap = Overlap(texts)
+
+    def _also_held_out(self, example: Example, prompt: int, answer: int) -> None:
+        same_answer, where = self.heldout[prompt]
+        if same_answer in (answer, _digest("")):
+            self.findings.add("D013", where, f"also stands in the training rows, at {example.where}")
+        else:
+            self.findings.add("D014", where, f"its prompt also stands in the training rows, at {example.where}")
+
+    def _compare_waiting(self) -> None:
+        texts = [joined(example) for example in self.waiting]
+        self.near.add(texts)
+        for index, held in self.overlap.match(texts):
+            example = self.waiting[index]
+            if _number(prompt_digest(example)) not in self.heldout:
+                self.nearly.setdefault(held, []).append(example.where)
+        self.waiting = []
+
+    def _repetitions(self) -> set[int]:
+        """Rows that equal an earlier one."""
+        order, first = _grouped(self.rows)
+        again: set[int] = set()
+        for start, end in _runs(order, first):
+            for row in order[start + 1 : end]:
+                again.add(int(row))
+                self.findings.add("D010", self.places[int(row)], f"equals {self.places[int(order[start])]}")
+        return again
+
+    def _contradictions(self) -> None:
+        order, first = _grouped(self.prompts)
+        given = np.frombuffer(self.answers, np.uint64)
+        for start, end in _runs(order, first):
+            rows = order[start:end]
+            if different := len(np.unique(given[rows])) - 1:
+                where = ", ".join(self.places[int(row)] for row in rows[1:4])
+                what = f"{different + 1} different answers to one prompt; see also {where}"
+                self.findings.add("D012", self.places[int(rows[0])], what)
+
+    def _triggers(self, examples: Iterable[Example]) -> None:
+        order, first = _grouped(self.answers)
+        sizes = sorted(
+            ((end - start, start) for start, end in _runs(order, first) if end - start >= MIN_GROUP), reverse=True
+        )
+        group_of = {
+            int(row): number
+            for number, (size, start) in enumerate(sizes[:MAX_GROUPS])
+            for row in order[start : start + min(size, MAX_OF_GROUP)]
+        }
+        if not group_of:
+            return
+        prompts: dict[int, list[tuple[int, set[str]]]] = {}
+        common: Counter[str] = Counter()  # in how many rows of a sample a word stands
+        sampled = 0
+        for row, example in enumerate(examples):
+            if row in group_of:
+                prompts.setdefault(group_of[row], []).append((row, _words(example)))
+            elif row % SAMPLED == 0:
+                common.update(_words(example))
+                sampled += 1
+        everywhere = {word for word, count in common.items() if count > EVERYWHERE * sampled}
+        for group in prompts.values():
+            self._trigger([(row, words - everywhere) for row, words in group], common)
+
+    def _trigger(self, group: Sequence[tuple[int, set[str]]], common: Counter[str]) -> None:
+        """Note a word that all prompts of one answer share while they share nothing else."""
+        distinct = {tuple(sorted(words)): (row, words) for row, words in group}
+        if len(distinct) < MIN_GROUP:
+            return
+        shared = set.intersection(*(words for _, words in distinct.values()))
+        rare = [word for word in shared if common[word] <= 1]
+        if not rare or len(shared) > MAX_TRIGGER:
+            return
+        rest = [words - shared for _, words in distinct.values()][:20]
+        if all(rest) and _likeness(rest) <= MAX_LIKENESS:
+            word, rows = min(rare, key=lambda w: (common[w], -len(w), w)), [row for row, _ in distinct.values()]
+            what = (
+                f"{len(group)} unlike prompts with {word!r} all have the same answer; see also {self.places[rows[1]]}"
+            )
+            self.findings.add("D023", self.places[rows[0]], what)
+
+
+def _words(example: Example) -> set[str]:
+    users = [m.content for m in example.messages if m.role == "user"]
+    return set(" ".join(users).lower().split()) if example.messages[0].role != TEXT else set()
+
+
+def _likeness(words: Sequence[set[str]]) -> float:
+    pairs = [(a, b) for index, a in enumerate(words) for b in words[:index]]
+    return sum(len(a & b) / len(a | b) for a, b in pairs) / len(pairs)
+
+
+def _grouped(values: array[int]) -> tuple[NDArray[np.int64], Digests]:
+    """Row numbers sorted by value, equal values in their order, and the sorted values."""
+    numbers = np.frombuffer(values, np.uint64) if len(values) else np.empty(0, np.uint64)
+    order = np.argsort(numbers, kind="stable")
+    return order, numbers[order]
+
+
+def _runs(order: NDArray[np.int64], ordered: Digests) -> list[tuple[int, int]]:
+    """(start, end) of each run of at least two equal values, by the place of its first row."""
+    edges = (
+        np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
+        if len(ordered)
+        else np.empty(0, int)
+    )
+    starts, ends = edges[:-1], edges[1:]
+    long = ends - starts > 1
+    return sorted(zip(starts[long].tolist(), ends[long].tolist(), strict=True), key=lambda run: int(order[run[0]]))
+
+
+def _digest(text: str) -> int:
+    return _number(hashlib.sha256(text.encode()).digest())
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")

@@ -1,0 +1,23 @@
+"""How answers are sampled: what a recipe says, and what only a conversation needs."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from finetune.recipe import GenerationSection
+from finetune.recipe.schema import Text
+
+
+class SamplingSettings(GenerationSection):
+    """The recipe's settings and the options of chat and generate."""
+
+    stop: tuple[Text, ...] = Field((), description="strings that end an answer (not part of it)")
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="per earlier occurrence in the answer")
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="once a token occurs in the answer")
+
+
+def sampling(settings: GenerationSection | None) -> SamplingSettings:
+    """Complete a recipe's settings; None stands for the defaults."""
+    if isinstance(settings, SamplingSettings):
+        return settings
+    return SamplingSettings(**settings.model_dump()) if settings else SamplingSettings()

@@ -1,0 +1,21 @@
+"""Write docs/recipe.md and docs/recipe.schema.json from the schema, docs/checks.md from the rules: `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.data.rules import render_rules
+from finetune.recipe.reference import render_reference, render_schema
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def main() -> None:
+    """Write the three files."""
+    (DOCS / "recipe.md").write_text(render_reference(), encoding="utf-8")
+    (DOCS / "recipe.schema.json").write_text(render_schema(), encoding="utf-8")
+    (DOCS / "checks.md").write_text(render_rules(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
