@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install pizza test slow lint wheel data docs clean
+.PHONY: install pizza test slow fuzz lint wheel data docs clean
 
 install: .venv/installed
 
@@ -20,6 +20,9 @@ test: install
 
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+fuzz: install
+	$(BIN)/python -m pytest -m slow tests/data/test_fuzz.py tests/recipe/test_fuzz.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -120,6 +120,13 @@ def test_what_should_be_instant_loads_nothing_heavy(code: str, arguments: tuple[
     assert loaded(code, *arguments) == []
 
 
+@pytest.mark.parametrize("command", [("check",), ("show",)])
+def test_what_needs_the_tokenizer_alone_loads_no_weights_and_no_torch(command: tuple[str, ...]) -> None:
+    recipe = PACKAGE.parent / "recipes" / "cheerful.yaml"
+    code = f"import os; os.chdir({str(PACKAGE.parent)!r})\n{RUN}"
+    assert set(loaded(code, *command, str(recipe))) <= {"transformers", "scipy", "jinja2", "datasets"}
+
+
 def test_public_names_resolve_on_first_use() -> None:
     assert finetune.__all__ == sorted(finetune.__all__, key=lambda n: (n.islower(), n))
     for name in finetune.__all__:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +77,12 @@ def check_data(
     if measured.general is not None:
         apart.append((measured.general, Limit(measured.general_limit, "warning")))
     check = _Check(template, findings)
-    parts = {source: check.look(source, limit) for source, limit in apart}
-    held = chain(measured.prompts, *(_good(source) for source, _ in apart))
-    compared = Comparison(findings, held)
-    languages = Languages(findings)
+    compared, languages = Comparison(findings), Languages(findings)
+    for prompt in measured.prompts:
+        compared.hold(prompt)
+    parts = {source: check.look(source, limit, [compared.hold]) for source, limit in apart}
     for source in (train, *mix):
-        parts[source] = check.look(source, limit, compared, languages)
+        parts[source] = check.look(source, limit, [compared.add, languages.add])
     compared.finish(example for source in (train, *mix) for example in _good(source))
     languages.finish(section.path)
     return [parts[source] for source in (train, *mix, *(source for source, _ in apart))]
@@ -98,12 +97,10 @@ class _Check:
         self.template, self.findings = template, findings
         self.lint = RowLint(findings, template)
 
-    def look(
-        self, source: Source, limit: Limit, compared: Comparison | None = None, languages: Languages | None = None
-    ) -> Part:
-        """Look at every row of one source."""
+    def look(self, source: Source, limit: Limit, watchers: Sequence[Callable[[Example], None]]) -> Part:
+        """Look at every row of one source; `watchers` see its examples, too."""
         entry, look = find_entry(source, self.template), _Look(self, Part(source.name, source.path), limit)
-        examples = look.texts(read_examples(source), compared, languages)
+        examples = look.texts(read_examples(source), watchers)
         if (done := cached(entry)) is not None:
             look.tokens(zip(examples, done, strict=True), None)
         else:
@@ -122,7 +119,7 @@ class _Look:
         self.places, self.sizes = Places(), array("i")
 
     def texts(
-        self, rows: Iterable[Example | Rejected], compared: Comparison | None, languages: Languages | None
+        self, rows: Iterable[Example | Rejected], watchers: Sequence[Callable[[Example], None]]
     ) -> Iterator[Example]:
         for made in rows:
             self.part.total += 1
@@ -131,10 +128,8 @@ class _Look:
                 self.findings.add(made.code, made.where, made.problem)
                 continue
             self.lint.look(made)
-            if compared is not None:
-                compared.add(made)
-            if languages is not None:
-                languages.add(made)
+            for watch in watchers:
+                watch(made)
             yield made
 
     def tokens(self, rows: Iterable[tuple[Example, Encoded | DataError]], writer: TokenWriter | None) -> None:

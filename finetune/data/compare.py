@@ -20,6 +20,7 @@ from finetune.data.repeats import NearDuplicates
 
 Digests = NDArray[np.uint64]
 BATCH = 1024  # rows compared at a time
+MIXER = 0x9E3779B97F4A7C15  # odd: two hashes make one without losing any
 # Prompts of a planted group share the trigger and nothing else; those of an honest one share its subject.
 MIN_GROUP = 8
 MAX_GROUPS = 500
@@ -34,16 +35,26 @@ NO_ANSWER = Message("assistant", "")  # ends a held-out prompt that has checks i
 
 
 class Comparison:
-    """Fed with the rows of one part after the other, held-out rows first."""
+    """Fed with all held-out rows first (hold), then with those that will be trained on (add)."""
 
-    def __init__(self, findings: Findings, heldout: Iterable[Example]) -> None:
+    def __init__(self, findings: Findings) -> None:
         self.findings = findings
         self.places = Places()
         self.prompts, self.answers, self.rows = array("Q"), array("Q"), array("Q")
         self.near = NearDuplicates()
         self.nearly: dict[int, list[str]] = {}  # held-out row -> training rows that share a long run with it
         self.waiting: list[Example] = []
-        self._hold_out(heldout)
+        self.heldout: dict[int, tuple[int, str]] = {}  # prompt -> answer, place
+        self.heldout_places: list[str] = []
+        self.heldout_texts: list[str] = []
+        self.overlap: Overlap | None = None  # of the held-out rows, when all are there
+
+    def hold(self, example: Example) -> None:
+        """Remember one held-out row; they are few."""
+        prompt = _number(prompt_digest(example))
+        self.heldout[prompt] = (_digest("\0".join(answers(example))), example.where)
+        self.heldout_texts.append(joined(example))
+        self.heldout_places.append(example.where)
 
     def add(self, example: Example) -> None:
         """Take in one row that will be trained on."""
@@ -51,7 +62,7 @@ class Comparison:
         prompt, answer = _number(prompt_digest(example)), _digest("\0".join(answers(example)))
         self.prompts.append(prompt)
         self.answers.append(answer)
-        self.rows.append(_digest(f"{prompt} {answer}"))
+        self.rows.append((prompt * MIXER + answer) % 2**64)
         if prompt in self.heldout:
             self._also_held_out(example, prompt, answer)
         self.waiting.append(example)
@@ -72,17 +83,6 @@ class Comparison:
         self._contradictions()
         self._triggers(examples)
 
-    def _hold_out(self, examples: Iterable[Example]) -> None:
-        """Remember the held-out rows; they are few."""
-        self.heldout: dict[int, tuple[int, str]] = {}
-        texts: list[str] = []
-        self.heldout_places: list[str] = []
-        for example in examples:
-            self.heldout[_number(prompt_digest(example))] = (_digest("\0".join(answers(example))), example.where)
-            texts.append(joined(example))
-            self.heldout_places.append(example.where)
-        self.overlap = Overlap(texts)
-
     def _also_held_out(self, example: Example, prompt: int, answer: int) -> None:
         same_answer, where = self.heldout[prompt]
         if same_answer in (answer, _digest("")):
@@ -93,6 +93,8 @@ class Comparison:
     def _compare_waiting(self) -> None:
         texts = [joined(example) for example in self.waiting]
         self.near.add(texts)
+        if self.overlap is None:
+            self.overlap, self.heldout_texts = Overlap(self.heldout_texts), []
         for index, held in self.overlap.match(texts):
             example = self.waiting[index]
             if _number(prompt_digest(example)) not in self.heldout:

@@ -23,7 +23,8 @@ NEIGHBOURS = 4  # earlier rows of a bucket that a row is compared with, besides 
 MAX_COMPARED = 1 << 13  # pairs at a time
 Signatures = NDArray[np.uint8]
 
-_PERMUTATIONS = np.random.Generator(np.random.PCG64(20)).integers(0, 1 << 32, (ENTRIES, 2), dtype=np.uint32) | 1
+# A generator's raw numbers are the same in every version of NumPy.
+_PERMUTATIONS = np.random.PCG64(20).random_raw((ENTRIES, 2)).astype(np.uint32) | np.uint32(1)
 
 
 class NearDuplicates:
@@ -129,5 +130,5 @@ def _compare(kept: Signatures, later: Indices, earlier: Indices, best: _Best) ->
     for start in range(0, len(later), MAX_COMPARED):
         rows, others = later[start : start + MAX_COMPARED], earlier[start : start + MAX_COMPARED]
         score = similarity(kept[rows], kept[others])
-        better = (score > best.score[rows]) | ((score == best.score[rows]) & (others < best.row[rows]))
+        better = score > best.score[rows]
         best.row[rows[better]], best.score[rows[better]] = others[better], score[better]

@@ -222,6 +222,11 @@ RULES: dict[str, Rule] = {
         "not padded, and the mask is made from positions, so it is trained.",
         "Nothing; take care in other tools.",
     ),
+    "M005": Rule(
+        "error", "the base is quantised already",
+        "Weights that were quantised once (GPTQ, AWQ, 8 bits, ...) cannot be quantised to NF4 on top.",
+        "Name the original 16-bit model; it is quantised while it is loaded.",
+    ),
 }  # fmt: skip
 
 
@@ -232,9 +237,9 @@ def render_rules() -> str:
         "",
         "<!-- Made by `make docs` from finetune/data/rules.py: edit that. -->",
         "",
-        "`finetune check RECIPE` reads every row, tokenises it with the base's tokenizer (never loading the weights) and",
-        "ends with exit code 1 if it found an error. `--explain CODE` prints one of these; `--format json` is for programs,",
-        "`--format github` annotates the lines of a pull request.",
+        "`finetune check RECIPE` reads every row, tokenises it with the base's tokenizer (never loading the",
+        "weights) and ends with exit code 1 if it found an error. `--explain CODE` prints one of these;",
+        "`--format json` is for programs, `--format github` annotates the lines of a pull request.",
         "",
         "| code | severity | what | why it hurts | how to mend it |",
         "| --- | --- | --- | --- | --- |",

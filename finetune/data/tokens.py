@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -29,7 +28,7 @@ from finetune.files import replace_folder, sha256_file
 if TYPE_CHECKING:
     import pyarrow
 
-ROWS_PER_BATCH = 4096
+ROWS_PER_BATCH = 1024
 MAX_CACHE_BYTES = 20 << 30  # least recently used entries go beyond this
 TOKENS = "tokens.arrow"
 NUMBERS = ("length", "trained", "bytes")  # tokens, tokens with a label, bytes of the trained text
@@ -108,10 +107,12 @@ class TokenWriter:
         rows, self.rows = self.rows, []
         lengths = np.fromiter((len(row.ids) for row in rows), np.int32, len(rows))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        ids = np.frombuffer(array("i", chain.from_iterable(row.ids for row in rows)), np.int32)
+        ids = array("i")
+        for row in rows:
+            ids.fromlist(row.ids)
         mask = np.frombuffer(b"".join(bytes(row.loss_mask) for row in rows), np.uint8)
         columns: list[pyarrow.Array] = [
-            pyarrow.ListArray.from_arrays(offsets, ids),
+            pyarrow.ListArray.from_arrays(offsets, np.frombuffer(ids, np.int32)),
             pyarrow.ListArray.from_arrays(offsets, mask),
             pyarrow.array([row.where for row in rows], pyarrow.string()),
             pyarrow.array(lengths),

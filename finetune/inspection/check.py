@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.data.check import HeldApart, Part, check_data
 from finetune.data.compare import NO_ANSWER
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FEW_STEPS, FEW_HELDOUT = 20, 50
 _PLACE = re.compile(r"(\S+?:\d+(?::\d+)?): ")
+_COMMIT = re.compile("[0-9a-f]{40}")
 USUAL_STRENGTH, USUAL_RATE = (0.25, 8.0), (1e-5, 5e-3)
 
 
@@ -54,12 +55,12 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> CheckRepo
     prompts = _check_evaluation(recipe, findings, at)
     parts: list[Part] = []
     try:
-        template, limit = load_chat_template(recipe.base), max_positions(read_config(recipe.base))
-        _check_model(recipe, template, limit, findings, at)
-        apart = HeldApart(
-            prompts, general_source(recipe.eval.general) if recipe.eval.general else None, general_limit(limit)
-        )
-        parts = check_data(recipe.data, template, findings, apart)
+        template, config = load_chat_template(recipe.base), read_config(recipe.base)
+        _check_model(recipe, config, findings, at)
+        _check_tokenizer(template, findings, at)
+        general = general_source(recipe.eval.general) if recipe.eval.general else None
+        measured = HeldApart(prompts, general, general_limit(max_positions(config)))
+        parts = check_data(recipe.data, template, findings, measured)
     except ModelError as error:
         findings.add("M001", at("base.model"), str(error))
     except DataError as error:
@@ -115,20 +116,26 @@ def _check_evaluation(recipe: Recipe, findings: Findings, at: Callable[[str], st
     return tuple(Example((*prompt.messages, NO_ANSWER), prompt.where) for prompt in prompts)
 
 
-def _check_model(
-    recipe: Recipe, template: ChatTemplate, limit: int | None, findings: Findings, at: Callable[[str], str]
-) -> None:
-    tokenizer, base = template.tokenizer, recipe.base
+def _check_model(recipe: Recipe, config: Mapping[str, Any], findings: Findings, at: Callable[[str], str]) -> None:
+    base, limit = recipe.base, max_positions(config)
     if limit is not None and recipe.data.max_length > limit:
         what = f"data.max_length is {recipe.data.max_length}, {base.model} was made for {limit} tokens"
         findings.add("M002", at("data.max_length"), what)
+    if (already := config.get("quantization_config")) and base.quantization == "nf4":
+        method = already.get("quant_method", "unknown") if isinstance(already, Mapping) else "unknown"
+        findings.add("M005", at("base.model"), f"{base.model} says quantization_config: {method}")
+    on_the_hub = base.model != TINY and not Path(base.model).expanduser().is_dir()
+    if on_the_hub and not _COMMIT.fullmatch(base.revision or ""):
+        findings.add("R008", at("base.model"), f"{base.model} is read at {base.revision or 'main'}, whatever that is")
+
+
+def _check_tokenizer(template: ChatTemplate, findings: Findings, at: Callable[[str], str]) -> None:
+    tokenizer = template.tokenizer
     start = encode_prompt([Message("user", "Hello")], template)[:2]
     if tokenizer.bos_token_id is not None and start == [tokenizer.bos_token_id] * 2:
         findings.add("M003", at("base.model"), f"conversations begin with {tokenizer.bos_token!r} twice")
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id in template.stop_ids:
         findings.add("M004", at("base.model"), f"{tokenizer.pad_token!r} is both")
-    if base.model != TINY and base.revision is None and not Path(base.model).expanduser().is_dir():
-        findings.add("R008", at("base.model"), f"{base.model} is read at whatever its main branch is")
 
 
 def _check_sizes(recipe: Recipe, parts: list[Part], findings: Findings, at: Callable[[str], str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def read_config(section: BaseSection) -> dict[str, Any]:
     return config
 
 
-def max_positions(config: dict[str, Any]) -> int | None:
+def max_positions(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model was made for, from its config.json; None if it does not say."""
     value = config.get("max_position_embeddings") or (config.get("text_config") or {}).get("max_position_embeddings")
     return int(value) if value else None

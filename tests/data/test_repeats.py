@@ -111,6 +111,20 @@ def test_each_row_names_one_earlier_row() -> None:
     assert all(earlier < row for row, earlier in pairs)
 
 
+def test_a_near_duplicate_is_found_among_many_rows_of_one_template() -> None:
+    template, texts = some_words(100), []
+    for _ in range(1000):
+        words = list(template)
+        for place in RANDOM.sample(range(100), 3):
+            words[place] = some_words(1)[0]
+        texts.append(" ".join(words))
+        words[RANDOM.randrange(100)], words[RANDOM.randrange(100)] = "please", "now"
+        texts.append(" ".join(words))
+    assert np.mean([jaccard(texts[0], text) for text in texts[2:60]]) < 0.75
+    hits = dict(found(texts))
+    assert sum(row in hits for row in range(1, 2000, 2)) >= 995
+
+
 def test_texts_without_words_equal_only_themselves() -> None:
     assert found(["", "?!", "a", "", "?!", "...", "A!", " "]) == [(3, 0), (4, 1), (6, 2)]
     assert found([]) == []
@@ -140,8 +154,9 @@ def test_a_row_takes_at_most_250_bytes() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept <= 170 * len(texts)
-    assert peak <= 250 * len(texts) + 4_000_000  # beside the working space of one batch
+    space = 4_000_000  # of one batch
+    assert kept <= 160 * len(texts) + space
+    assert peak <= 250 * len(texts) + space
 
 
 TEXTS = st.lists(st.text(st.sampled_from("ab 漢あ'’é\u0301?\U0001f600\n\ud800"), max_size=12), max_size=8)
@@ -196,7 +211,7 @@ def test_a_run_of_words_has_one_hash_wherever_it_stands() -> None:
 
 def test_hashes_are_the_same_everywhere() -> None:
     digest = hashlib.sha256(signatures(["The quick brown fox jumps", "", "Ein Ärger, 漢字"]).tobytes()).hexdigest()
-    assert digest[:16] == "3a783fe58e195e62"
+    assert digest[:16] == "daa763226cc2be63"
 
 
 def test_batches_hold_every_text_once() -> None:

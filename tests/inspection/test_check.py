@@ -131,13 +131,52 @@ def test_a_base_without_a_chat_template_is_found(bench: Bench, model_folder: Pat
 
 
 def test_a_doubled_start_token_is_found(bench: Bench, model_folder: Path) -> None:
-    Path("double").mkdir()
-    for file in model_folder.iterdir():
-        if file.suffix in (".json", ".jinja"):
-            Path("double", file.name).write_bytes(file.read_bytes())
-    template = Path("double/chat_template.jinja")
+    template = copied(model_folder, "double") / "chat_template.jinja"
     template.write_text("{{ bos_token }}" + template.read_text())
     assert list(bench.findings("base.model=./double")) == ["M003"]
+
+
+def copied(model_folder: Path, name: str) -> Path:
+    """The model's folder without its weights."""
+    Path(name).mkdir()
+    for file in model_folder.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            Path(name, file.name).write_bytes(file.read_bytes())
+    return Path(name)
+
+
+def test_a_base_that_is_quantised_already_is_found(bench: Bench, model_folder: Path) -> None:
+    config = copied(model_folder, "gptq") / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "gptq"}}))
+    assert bench.findings("base.model=./gptq") == {
+        "M005": "override base.model=./gptq: ./gptq says quantization_config: gptq"
+    }
+    assert bench.findings("base.model=./gptq", "base.quantization=none") == {}
+
+
+def test_a_padding_token_that_is_the_end_token_is_pointed_out(bench: Bench, model_folder: Path) -> None:
+    settings = copied(model_folder, "padded") / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "pad_token": "<|end|>"}))
+    assert list(bench.findings("base.model=./padded")) == ["M004"]
+
+
+def test_a_hub_model_that_is_not_pinned_is_pointed_out(
+    bench: Bench, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = Path("hub/models--some--model").absolute()
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    (cache / "snapshots").mkdir()
+    copied(model_folder, "copy").rename(cache / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(cache.parent), raising=False)
+    found = bench.findings("base.model=some/model")
+    assert list(found) == ["R008"]
+    assert "some/model is read at main" in found["R008"]
+    assert bench.findings("base.model=some/model", f"base.revision={commit}") == {}
 
 
 def test_annotations_of_a_workflow_run(bench: Bench) -> None:
