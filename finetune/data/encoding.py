@@ -20,7 +20,7 @@ from finetune.data.messages import TEXT, Message
 from finetune.data.template import ChatTemplate, Piece, outline
 from finetune.errors import DataError, ModelError
 
-BATCH = 256  # examples tokenised at a time; more only cost memory
+BATCH = 1024  # examples tokenised at a time
 
 
 class Encoded(NamedTuple):
