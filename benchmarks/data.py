@@ -45,9 +45,9 @@ def write_rows(path: Path, count: int) -> None:
 
 def run_finetune(path: Path, *, look: bool) -> dict[str, float]:
     from finetune.data.batches import TrainingRows, pack
-    from finetune.data.check import check_data
     from finetune.data.dataset import load_dataset
-    from finetune.data.findings import Findings
+    from finetune.data.lint.check import check_data
+    from finetune.data.lint.findings import Findings
     from finetune.model.tokenizer import load_chat_template
     from finetune.recipe import BaseSection, DataSection
 

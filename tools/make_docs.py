@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune.data.rules import render_rules
+from finetune.data.lint.rules import render_rules
 from finetune.recipe.reference import render_reference, render_schema
 
 DOCS = Path(__file__).parents[1] / "docs"

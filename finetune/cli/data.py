@@ -56,7 +56,7 @@ def _report(recipe: Path, overrides: list[str]) -> CheckReport:
 
 
 def _explain(code: str) -> None:
-    from finetune.data.rules import RULES
+    from finetune.data.lint.rules import RULES
 
     if code not in RULES:
         raise FinetuneError(f"no finding has the code {code!r}", fix=f"there are {', '.join(RULES)}")
@@ -76,11 +76,10 @@ def init(
     from finetune.files import atomic_write_text
     from finetune.inspection.draft import draft_recipe
 
-    draft = draft_recipe(data, base, name)
-    target = output or Path(f"{draft.name}.yaml")
-    if target.exists():
-        raise FinetuneError("is already there", where=str(target), fix="name another file with --output")
-    atomic_write_text(target, draft.text)
+    draft = draft_recipe(data, base, name, output)
+    if draft.file.exists():
+        raise FinetuneError("is already there", where=str(draft.file), fix="name another file with --output")
+    atomic_write_text(draft.file, draft.text)
     say(draft.found)
-    say(f"recipe: {target}")
-    say(f"next: finetune check {target} · finetune train {target}")
+    say(f"recipe: {draft.file}")
+    say(f"next: finetune check {draft.file} · finetune train {draft.file}")

@@ -34,7 +34,7 @@ class Rejected(NamedTuple):
     """A row that is no example, and why."""
 
     where: str
-    code: str  # of the finding, see data/rules.py
+    code: str  # of the finding, see data/lint/rules.py
     problem: str
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -142,29 +142,39 @@ def find_entry(source: Source, template: ChatTemplate) -> Entry:
 
 def cached(entry: Entry) -> Tokens | None:
     """Return the tokens of a source if they have been made from just these bytes in just this way."""
+    import pyarrow
+
     folder = cache_folder() / entry.key
-    if not (folder / TOKENS).exists():
+    try:
+        tokens = Tokens(folder)
+    except (OSError, pyarrow.ArrowException):  # not there, or damaged: it is made anew
         return None
-    os.utime(folder)
-    return Tokens(folder)
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(folder)
+    return tokens
 
 
 @contextmanager
 def writing(entry: Entry) -> Iterator[TokenWriter]:
     """Yield a writer; when the block ends well, `cached` finds what was written.
 
-    Raises DataError if a file was changed in the meantime: its tokens would stand under the old hash.
+    Raises DataError if a file was changed in the meantime, whose tokens would stand under the old
+    hash, or if the cache cannot be written.
     """
     target = cache_folder() / entry.key
-    with replace_folder(target) as folder:
-        writer = TokenWriter(folder)
-        try:
-            yield writer
-        finally:
-            writer.close()
-        if _states(entry.source.path) != entry.states:
-            raise DataError("was changed while it was being read", where=entry.source.path, fix="run it again")
-    _prune(target)
+    try:
+        with replace_folder(target) as folder:
+            writer = TokenWriter(folder)
+            try:
+                yield writer
+            finally:
+                writer.close()
+            if _states(entry.source.path) != entry.states:
+                raise DataError("was changed while it was being read", where=entry.source.path, fix="run it again")
+        _prune(target)
+    except OSError as error:
+        what = f"the cache of tokenised rows cannot be written ({error.strerror or error})"
+        raise DataError(what, where=str(target.parent), fix="set FINETUNE_CACHE to a folder with room") from None
 
 
 def cache_folder() -> Path:

@@ -10,11 +10,11 @@ from math import ceil, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.check import HeldApart, Part, check_data
-from finetune.data.compare import NO_ANSWER
 from finetune.data.encoding import encode_prompt
 from finetune.data.examples import GENERAL_MAX_LENGTH, Example, general_source
-from finetune.data.findings import Finding, Findings
+from finetune.data.lint.check import HeldApart, Part, check_data
+from finetune.data.lint.compare import NO_ANSWER
+from finetune.data.lint.findings import Finding, Findings
 from finetune.data.messages import Message
 from finetune.errors import DataError, FinetuneError, ModelError, RecipeError
 from finetune.evaluation.gates import check_gates

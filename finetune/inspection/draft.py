@@ -22,13 +22,16 @@ _HELDOUT = ("heldout", "held_out", "held-out", "test", "valid", "validation", "v
 
 
 class Draft(NamedTuple):
-    name: str
+    file: Path  # where it belongs
     text: str  # of the recipe
     found: str  # what was found out about the file, in a line
 
 
-def draft_recipe(path: str, base: str = TINY, name: str | None = None) -> Draft:
-    """Look at a data file and write a recipe for it. Raises DataError, ModelError."""
+def draft_recipe(path: str, base: str = TINY, name: str | None = None, file: Path | None = None) -> Draft:
+    """Look at a data file and write a recipe for it, to be saved as `file`, by default NAME.yaml.
+
+    Raises DataError, ModelError.
+    """
     detected = detect_format(path)
     rows, longest = _measure(path, detected, base)
     limit = max_positions(read_config(BaseSection(model=base))) or MOST
@@ -37,7 +40,16 @@ def draft_recipe(path: str, base: str = TINY, name: str | None = None) -> Draft:
     columns = f" (columns {json.dumps(detected.columns, ensure_ascii=False)})" if detected.columns else ""
     many = f"{rows:,}" if rows < MEASURED else f"at least {rows:,}"
     found = f"{path}: format {detected.format}{columns}, {many} rows, the longest of {longest} tokens"
-    return Draft(name, _text(path, base, name, detected, length, fits=longest <= length), found)
+    file = file or Path(f"{name}.yaml")
+    next_steps = f"finetune check {file} · finetune train {file} · finetune eval {file}"
+    head = [
+        f"# Written by finetune init for {path}. Every key: docs/recipe.md; completion in an editor:",
+        "#   finetune recipe schema > recipe.schema.json",
+        f"# Next: {next_steps} · finetune chat --adapter {name}",
+    ]
+    return Draft(
+        file, "\n".join(head) + "\n" + _text(path, base, name, detected, length, fits=longest <= length), found
+    )
 
 
 def _measure(path: str, detected: Detected, base: str) -> tuple[int, int]:
@@ -62,10 +74,6 @@ def _text(path: str, base: str, name: str, detected: Detected, length: int, *, f
     beside = _heldout_beside(path)
     held = f"{_scalar(beside)}   # never trained on" if beside else "0.1   # this share is never trained on"
     lines = [
-        f"# Written by finetune init for {path}. Every key: docs/recipe.md; completion in an editor:",
-        "#   finetune recipe schema > recipe.schema.json",
-        "# Next: finetune check THIS, finetune train THIS, finetune eval THIS,",
-        f"#   finetune chat --adapter adapters/{name}",
         f"name: {name}",
         "",
         "base:",

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.data.check import Part
-from finetune.data.findings import Finding
-from finetune.data.rules import RULES, SEVERITIES, Severity
+from finetune.data.lint.check import Part
+from finetune.data.lint.findings import Finding
+from finetune.data.lint.rules import RULES, SEVERITIES, Severity
 from finetune.inspection.check import CheckReport
 
 SHOWN = 3  # places of one finding
@@ -93,7 +93,7 @@ def explain(code: str) -> str:
 def _summary(parts: Sequence[Part]) -> Table:
     table = Table(box=None, header_style="bold")
     table.add_column("part")
-    for name in ("rows", "accepted", "rejected", "tokens", "trained", "median", "99 %", "longest"):
+    for name in ("rows", "accepted", "rejected", "tokens", "trained", "per row: median", "99 %", "longest"):
         table.add_column(name, justify="right")
     table.add_column("rejected because")
     for part in parts:

@@ -192,6 +192,22 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused() -> None:
     assert entries() == set()
 
 
+def test_a_damaged_entry_is_made_anew() -> None:
+    first = list(load_rows(SOURCE, template(), 512))
+    file = tokens.cache_folder() / find_entry(SOURCE, template()).key / TOKENS
+    for damaged in (file.read_bytes()[:-100], b"", b"no arrow"):
+        file.write_bytes(damaged)
+        assert cached(find_entry(SOURCE, template())) is None
+        assert list(load_rows(SOURCE, template(), 512)) == first
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path("file").write_text("")
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match=r"file/cache: the cache .* cannot be written .*; set FINETUNE_CACHE"):
+        load_rows(SOURCE, template(), 512)
+
+
 def test_a_cache_that_grows_too_large_loses_what_was_not_used_for_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = []
     for number, system in enumerate(("a", "b", "c")):

@@ -12,7 +12,7 @@ import pytest
 
 import finetune
 from finetune import cli
-from finetune.data.rules import RULES
+from finetune.data.lint.rules import RULES
 from finetune.recipe import load_recipe
 
 WORDS = ("amber", "basil", "cedar", "delta", "ember", "fable", "grove", "haven", "inlet", "jolly", "karma", "lunar")

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.compare import Comparison
 from finetune.data.encoding import Encoded, encode_stream
 from finetune.data.examples import LEFT_OUT, Example, Rejected, Source, read_examples, training_sources
-from finetune.data.findings import Findings, Places
-from finetune.data.languages import Languages
-from finetune.data.lint import RowLint
-from finetune.data.rules import Severity
+from finetune.data.lint.compare import Comparison
+from finetune.data.lint.findings import Findings, Places
+from finetune.data.lint.languages import Languages
+from finetune.data.lint.rows import RowLint
+from finetune.data.lint.rules import Severity
 from finetune.data.template import ChatTemplate
 from finetune.data.tokens import TokenWriter, cached, find_entry, writing
 from finetune.errors import DataError

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from finetune.data.examples import Example
-from finetune.data.findings import Findings
-from finetune.data.lint import joined
+from finetune.data.lint.findings import Findings
+from finetune.data.lint.rows import joined
 
 SAMPLE = 400  # rows at least, twice as many at most
 MIN_LETTERS = 30  # shorter texts are guesses

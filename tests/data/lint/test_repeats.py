@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.repeats import ENTRIES, NearDuplicates, band_size, signatures, similarity
-from finetune.data.words import BATCH_CHARACTERS, batches, hash_grams, hash_texts, hash_words
+from finetune.data.lint.repeats import ENTRIES, NearDuplicates, band_size, signatures, similarity
+from finetune.data.lint.words import BATCH_CHARACTERS, batches, hash_grams, hash_texts, hash_words
 
 RANDOM = random.Random(5)
 WORDS = ["".join(RANDOM.choices("abcdefghijklmnopqrstuvwxyzéø", k=RANDOM.randrange(1, 10))) for _ in range(3000)]

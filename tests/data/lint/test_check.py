@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from finetune.data.check import HeldApart, Part, check_data
-from finetune.data.compare import NO_ANSWER
 from finetune.data.examples import Example, general_source
-from finetune.data.findings import Finding, Findings, Places
+from finetune.data.lint.check import HeldApart, Part, check_data
+from finetune.data.lint.compare import NO_ANSWER
+from finetune.data.lint.findings import Finding, Findings, Places
+from finetune.data.lint.rules import RULES, render_rules
 from finetune.data.messages import Message
 from finetune.data.probing import load_template
-from finetune.data.rules import RULES, render_rules
 from finetune.data.template import ChatTemplate
 from finetune.data.tokens import cached, find_entry
 from finetune.errors import DataError
@@ -314,7 +314,7 @@ def test_every_rule_says_why_and_how_to_mend_it() -> None:
 
 
 def test_the_page_about_the_rules_is_up_to_date() -> None:
-    page = Path(__file__).parents[2] / "docs" / "checks.md"
+    page = Path(__file__).parents[3] / "docs" / "checks.md"
     assert page.read_text(encoding="utf-8") == render_rules(), "run `make docs`"
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.examples import Example, prompt_digest
-from finetune.data.findings import Findings, Places
-from finetune.data.lint import answers, joined
+from finetune.data.lint.findings import Findings, Places
+from finetune.data.lint.overlap import Overlap
+from finetune.data.lint.repeats import NearDuplicates
+from finetune.data.lint.rows import answers, joined
 from finetune.data.messages import TEXT, Message
-from finetune.data.overlap import Overlap
-from finetune.data.repeats import NearDuplicates
 
 Digests = NDArray[np.uint64]
 BATCH = 1024  # rows compared at a time

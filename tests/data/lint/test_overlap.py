@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune.data.overlap import GRAM, Overlap
+from finetune.data.lint.overlap import GRAM, Overlap
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 RANDOM = random.Random(9)
 WORDS = ["".join(RANDOM.choices(string.ascii_lowercase, k=RANDOM.randrange(2, 9))) for _ in range(2000)]
 ROWS = 400

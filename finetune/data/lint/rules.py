@@ -87,7 +87,7 @@ RULES: dict[str, Rule] = {
     ),
     "D021": Rule(
         "warning", "personal data",
-        "Names of people's accounts, cards and phones are memorised and can be asked for.",
+        "People's addresses, cards and phone numbers are memorised and can be asked for.",
         "Replace them with made-up ones (example.com, 555-0100) unless you may publish them.",
     ),
     "D022": Rule(
@@ -235,7 +235,7 @@ def render_rules() -> str:
     lines = [
         "# What `finetune check` finds",
         "",
-        "<!-- Made by `make docs` from finetune/data/rules.py: edit that. -->",
+        "<!-- Made by `make docs` from finetune/data/lint/rules.py: edit that. -->",
         "",
         "`finetune check RECIPE` reads every row, tokenises it with the base's tokenizer (never loading the",
         "weights) and ends with exit code 1 if it found an error. `--explain CODE` prints one of these;",

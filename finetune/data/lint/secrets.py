@@ -17,7 +17,17 @@ from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from finetune.data.personal import GAP, HARMLESS, PERSONAL, Span, accounts, addresses, cards, phones, social_security
+from finetune.data.lint.personal import (
+    GAP,
+    HARMLESS,
+    PERSONAL,
+    Span,
+    accounts,
+    addresses,
+    cards,
+    phones,
+    social_security,
+)
 
 SHOWN = 4  # characters of a secret that a message may show, and never more than a quarter of it
 MIN_DISTINCT = 8  # different characters in a token

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from finetune.data.encoding import Encoded, control_tokens
 from finetune.data.examples import Example
-from finetune.data.findings import Findings
+from finetune.data.lint.findings import Findings
+from finetune.data.lint.secrets import find_secrets, redact
 from finetune.data.messages import TEXT
-from finetune.data.secrets import find_secrets, redact
 from finetune.data.template import ChatTemplate
 
 MAX_SHOWN = 60  # characters of a quoted text

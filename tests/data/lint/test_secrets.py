@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stdnum import iban, luhn
 
-from finetune.data.secrets import find_secrets, redact
+from finetune.data.lint.secrets import find_secrets, redact
 
-DATA = Path(__file__).parents[2] / "data"
+DATA = Path(__file__).parents[3] / "data"
 WORD = string.ascii_letters + string.digits
 HEX = "0123456789abcdef"
 WEB = WORD + "-_"
@@ -328,7 +328,7 @@ def test_hostile_text_takes_linear_time(piece: str) -> None:
 
 def test_clean_text_loads_no_library() -> None:
     code = (
-        "import sys; from finetune.data.secrets import find_secrets\n"
+        "import sys; from finetune.data.lint.secrets import find_secrets\n"
         "assert find_secrets('We baked 12 pizzas on 2024-05-17 at 18:30:22 for $9.50; see www.pizza.com/menu.') == []\n"
         "print([n for n in ('detect_secrets', 'requests', 'phonenumbers', 'stdnum') if n in sys.modules])"
     )

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from finetune.data.rules import RULES, SEVERITIES, Rule, Severity
+from finetune.data.lint.rules import RULES, SEVERITIES, Rule, Severity
 
 MAX_PLACES = 20  # of one rule that are remembered with their place
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.words import U64, Indices, batches, hash_grams, hash_words
+from finetune.data.lint.words import U64, Indices, batches, hash_grams, hash_words
 
 ENTRIES = 128  # of a signature; the estimate's standard deviation is 0.035 at a similarity of 0.8
 SHINGLE = 3  # words

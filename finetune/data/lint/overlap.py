@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.data.repeats import ENTRIES, SHINGLE, Signatures, band_keys, band_size, signatures, similarity
-from finetune.data.words import U64, Grams, Indices, batches, hash_grams, hash_texts, hash_words
+from finetune.data.lint.repeats import ENTRIES, SHINGLE, Signatures, band_keys, band_size, signatures, similarity
+from finetune.data.lint.words import U64, Grams, Indices, batches, hash_grams, hash_texts, hash_words
 
 GRAM = 13  # words
 COMMON, COMMON_SHARE = 3, 0.01  # a gram in more held-out rows than both of these is boilerplate
