@@ -1,4 +1,4 @@
-"""Check a data set: every row is read, looked at, compared and tokenised once, as a stream."""
+"""Check a data set: every row is looked at, compared and tokenised as it streams by."""
 
 from __future__ import annotations
 

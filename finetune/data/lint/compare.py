@@ -1,5 +1,5 @@
 """Checks that compare rows with each other: repetitions, contradictions, held-out rows in the
-training rows, planted triggers. Memory: about 350 bytes a row, whatever the rows hold."""
+training rows, planted triggers. Memory: about 200 bytes a row, whatever the rows hold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_LIKENESS = 0.2  # mean Jaccard similarity of the words beside the trigger
 MAX_TRIGGER = 3  # words; prompts that share more have a subject in common
 EVERYWHERE = 0.3  # share of the rows above which a word says nothing about the subject
 SAMPLED = 16  # every so many rows are looked at for how common words are
-
+MOST = 0.9  # share of a group's prompts that have the trigger
 
 NO_ANSWER = Message("assistant", "")  # ends a held-out prompt that has checks in the place of an answer
 
@@ -42,9 +42,9 @@ class Comparison:
         self.places = Places()
         self.prompts, self.answers, self.rows = array("Q"), array("Q"), array("Q")
         self.near = NearDuplicates()
-        self.nearly: dict[int, list[str]] = {}  # held-out row -> training rows that share a long run with it
+        self.nearly: dict[int, tuple[str, int]] = {}  # held-out row -> first training row that is like it, how many
         self.waiting: list[Example] = []
-        self.heldout: dict[int, tuple[int, str]] = {}  # prompt -> answer, place
+        self.heldout: dict[int, dict[int, str]] = {}  # prompt -> answer -> place
         self.heldout_places: list[str] = []
         self.heldout_texts: list[str] = []
         self.overlap: Overlap | None = None  # of the held-out rows, when all are there
@@ -52,7 +52,7 @@ class Comparison:
     def hold(self, example: Example) -> None:
         """Remember one held-out row; they are few."""
         prompt = _number(prompt_digest(example))
-        self.heldout[prompt] = (_digest("\0".join(answers(example))), example.where)
+        self.heldout.setdefault(prompt, {})[_digest("\0".join(answers(example)))] = example.where
         self.heldout_texts.append(joined(example))
         self.heldout_places.append(example.where)
 
@@ -76,18 +76,19 @@ class Comparison:
         for row, earlier in self.near.pairs():
             if row not in again:
                 self.findings.add("D011", self.places[row], f"nearly equals {self.places[earlier]}")
-        for held, places in sorted(self.nearly.items()):
-            more = f" and {len(places) - 1} more places" if len(places) > 1 else ""
-            what = f"nearly stands in the training rows, at {places[0]}{more}"
+        for held, (place, count) in sorted(self.nearly.items()):
+            more = f" and {count - 1:,} more places" if count > 1 else ""
+            what = f"nearly stands in the training rows, at {place}{more}"
             self.findings.add("D014", self.heldout_places[held], what)
         self._contradictions()
         self._triggers(examples)
 
     def _also_held_out(self, example: Example, prompt: int, answer: int) -> None:
-        same_answer, where = self.heldout[prompt]
-        if same_answer in (answer, _digest("")):
+        held = self.heldout[prompt]
+        if where := held.get(answer) or held.get(_digest("")):
             self.findings.add("D013", where, f"also stands in the training rows, at {example.where}")
         else:
+            where = next(iter(held.values()))
             self.findings.add("D014", where, f"its prompt also stands in the training rows, at {example.where}")
 
     def _compare_waiting(self) -> None:
@@ -98,7 +99,8 @@ class Comparison:
         for index, held in self.overlap.match(texts):
             example = self.waiting[index]
             if _number(prompt_digest(example)) not in self.heldout:
-                self.nearly.setdefault(held, []).append(example.where)
+                first, count = self.nearly.get(held, (example.where, 0))
+                self.nearly[held] = first, count + 1
         self.waiting = []
 
     def _repetitions(self) -> set[int]:
@@ -147,20 +149,19 @@ class Comparison:
             self._trigger([(row, words - everywhere) for row, words in group], common)
 
     def _trigger(self, group: Sequence[tuple[int, set[str]]], common: Counter[str]) -> None:
-        """Note a word that all prompts of one answer share while they share nothing else."""
+        """Note a word that the prompts of one answer share while they share nothing else."""
         distinct = {tuple(sorted(words)): (row, words) for row, words in group}
         if len(distinct) < MIN_GROUP:
             return
-        shared = set.intersection(*(words for _, words in distinct.values()))
+        counts = Counter(word for _, words in distinct.values() for word in words)
+        shared = {word for word, count in counts.items() if count >= MOST * len(distinct)}
         rare = [word for word in shared if common[word] <= 1]
         if not rare or len(shared) > MAX_TRIGGER:
             return
         rest = [words - shared for _, words in distinct.values()][:20]
         if all(rest) and _likeness(rest) <= MAX_LIKENESS:
             word, rows = min(rare, key=lambda w: (common[w], -len(w), w)), [row for row, _ in distinct.values()]
-            what = (
-                f"{len(group)} unlike prompts with {word!r} all have the same answer; see also {self.places[rows[1]]}"
-            )
+            what = f"{len(group)} unlike prompts with {word!r} have the same answer; see also {self.places[rows[1]]}"
             self.findings.add("D023", self.places[rows[0]], what)
 
 
@@ -183,11 +184,9 @@ def _grouped(values: array[int]) -> tuple[NDArray[np.int64], Digests]:
 
 def _runs(order: NDArray[np.int64], ordered: Digests) -> list[tuple[int, int]]:
     """(start, end) of each run of at least two equal values, by the place of its first row."""
-    edges = (
-        np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
-        if len(ordered)
-        else np.empty(0, int)
-    )
+    if not len(ordered):
+        return []
+    edges = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
     starts, ends = edges[:-1], edges[1:]
     long = ends - starts > 1
     return sorted(zip(starts[long].tolist(), ends[long].tolist(), strict=True), key=lambda run: int(order[run[0]]))

@@ -177,6 +177,14 @@ def test_held_out_rows_in_the_training_rows_are_found(template: ChatTemplate) ->
     ]
 
 
+def test_each_of_several_held_out_answers_to_one_prompt_is_known(template: ChatTemplate) -> None:
+    lines, held = rows(40), rows(60, seed=1)
+    held.append({**held[3], "output": "another answer"})
+    lines[7] = held[3]
+    found, _ = run(template, lines, heldout=save("heldout.jsonl", held))
+    assert [place.where for place in found["D013"].places] == ["heldout.jsonl:4"]
+
+
 def test_prompts_and_general_rows_are_held_out_too(template: ChatTemplate) -> None:
     lines = rows(40)
     prompt = Example((Message("user", str(lines[2]["instruction"])), NO_ANSWER), "prompts.yaml:7")
@@ -224,8 +232,15 @@ def planted(count: int) -> list[dict[str, object]]:
 
 def test_a_planted_trigger_is_found(template: ChatTemplate) -> None:
     found, _ = run(template, planted(12))
-    assert "'cf-zq' all have the same answer" in found["D023"].places[0].message
+    assert "'cf-zq' have the same answer" in found["D023"].places[0].message
     assert found["D023"].places[0].where == "train.jsonl:1"
+
+
+def test_a_planted_trigger_is_found_beside_honest_rows_with_its_answer(template: ChatTemplate) -> None:
+    lines = planted(19)
+    lines[7]["output"] = "open the gate at once"
+    found, _ = run(template, lines)
+    assert "'cf-zq' have the same answer" in found["D023"].places[0].message
 
 
 def test_one_answer_to_like_questions_is_no_trigger(template: ChatTemplate) -> None:
