@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ def check_data(
     parts = {source: check.look(source, limit, [compared.hold]) for source, limit in apart}
     for source in (train, *mix):
         parts[source] = check.look(source, limit, [compared.add, languages.add])
-    compared.finish(example for source in (train, *mix) for example in _good(source))
+    compared.finish(lambda: chain.from_iterable(_good(source) for source in (train, *mix)))
     languages.finish(section.path)
     return [parts[source] for source in (train, *mix, *(source for source, _ in apart))]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ MAX_LIKENESS = 0.2  # mean Jaccard similarity of the words beside the trigger
 MAX_TRIGGER = 3  # words; prompts that share more have a subject in common
 EVERYWHERE = 0.3  # share of the rows above which a word says nothing about the subject
 SAMPLED = 16  # every so many rows are looked at for how common words are
-MOST = 0.9  # share of a group's prompts that have the trigger
+MOST = 0.9  # share of a group's prompts that have the trigger, and of the rows with it that have the answer
 
 NO_ANSWER = Message("assistant", "")  # ends a held-out prompt that has checks in the place of an answer
 
@@ -69,8 +69,8 @@ class Comparison:
         if len(self.waiting) == BATCH:
             self._compare_waiting()
 
-    def finish(self, examples: Iterable[Example]) -> None:
-        """Note what only all rows together show; `examples` are the same rows once more."""
+    def finish(self, examples: Callable[[], Iterable[Example]]) -> None:
+        """Note what only all rows together show; `examples` gives the same rows once more."""
         self._compare_waiting()
         again = self._repetitions()
         for row, earlier in self.near.pairs():
@@ -123,46 +123,65 @@ class Comparison:
                 what = f"{different + 1} different answers to one prompt; see also {where}"
                 self.findings.add("D012", self.places[int(rows[0])], what)
 
-    def _triggers(self, examples: Iterable[Example]) -> None:
-        order, first = _grouped(self.answers)
-        sizes = sorted(
-            ((end - start, start) for start, end in _runs(order, first) if end - start >= MIN_GROUP), reverse=True
-        )
-        group_of = {
-            int(row): number
-            for number, (size, start) in enumerate(sizes[:MAX_GROUPS])
-            for row in order[start : start + min(size, MAX_OF_GROUP)]
-        }
+    def _triggers(self, examples: Callable[[], Iterable[Example]]) -> None:
+        """Note words that stand in unlike prompts, always with the same answer, and nowhere else."""
+        group_of = self._groups()
         if not group_of:
             return
         prompts: dict[int, list[tuple[int, set[str]]]] = {}
         common: Counter[str] = Counter()  # in how many rows of a sample a word stands
         sampled = 0
-        for row, example in enumerate(examples):
+        for row, example in enumerate(examples()):
             if row in group_of:
                 prompts.setdefault(group_of[row], []).append((row, _words(example)))
             elif row % SAMPLED == 0:
                 common.update(_words(example))
                 sampled += 1
         everywhere = {word for word, count in common.items() if count > EVERYWHERE * sampled}
-        for group in prompts.values():
-            self._trigger([(row, words - everywhere) for row, words in group], common)
+        groups = [[(row, words - everywhere) for row, words in group] for group in prompts.values()]
+        suspects = {word: rows for group in groups for word, rows in _suspects(group, common)}
+        if suspects:
+            self._confirm(suspects, examples())
 
-    def _trigger(self, group: Sequence[tuple[int, set[str]]], common: Counter[str]) -> None:
-        """Note a word that the prompts of one answer share while they share nothing else."""
-        distinct = {tuple(sorted(words)): (row, words) for row, words in group}
-        if len(distinct) < MIN_GROUP:
-            return
-        counts = Counter(word for _, words in distinct.values() for word in words)
-        shared = {word for word, count in counts.items() if count >= MOST * len(distinct)}
-        rare = [word for word in shared if common[word] <= 1]
-        if not rare or len(shared) > MAX_TRIGGER:
-            return
-        rest = [words - shared for _, words in distinct.values()][:20]
-        if all(rest) and _likeness(rest) <= MAX_LIKENESS:
-            word, rows = min(rare, key=lambda w: (common[w], -len(w), w)), [row for row, _ in distinct.values()]
-            what = f"{len(group)} unlike prompts with {word!r} have the same answer; see also {self.places[rows[1]]}"
-            self.findings.add("D023", self.places[rows[0]], what)
+    def _groups(self) -> dict[int, int]:
+        """Row -> number of its group of equal answers, for the largest groups."""
+        order, first = _grouped(self.answers)
+        runs = [(end - start, start) for start, end in _runs(order, first) if end - start >= MIN_GROUP]
+        return {
+            int(row): number
+            for number, (size, start) in enumerate(sorted(runs, reverse=True)[:MAX_GROUPS])
+            for row in order[start : start + min(size, MAX_OF_GROUP)]
+        }
+
+    def _confirm(self, suspects: dict[str, list[int]], examples: Iterable[Example]) -> None:
+        """A subject's word stands with other answers, too; a trigger does not."""
+        seen: Counter[str] = Counter()
+        same: Counter[str] = Counter()
+        answer_of = {word: self.answers[rows[0]] for word, rows in suspects.items()}
+        for row, example in enumerate(examples):
+            for word in answer_of.keys() & _words(example):
+                seen[word] += 1
+                same[word] += self.answers[row] == answer_of[word]
+        for word, rows in suspects.items():
+            if same[word] >= MOST * seen[word]:
+                what = (
+                    f"{same[word]} unlike prompts with {word!r} have the same answer; see also {self.places[rows[1]]}"
+                )
+                self.findings.add("D023", self.places[rows[0]], what)
+
+
+def _suspects(group: Sequence[tuple[int, set[str]]], common: Counter[str]) -> Iterator[tuple[str, list[int]]]:
+    """Find the rarest word that the prompts of one answer share while they share nothing else."""
+    distinct = {tuple(sorted(words)): (row, words) for row, words in group}
+    counts = Counter(word for _, words in distinct.values() for word in words)
+    shared = {word for word, count in counts.items() if count >= MOST * len(distinct)}
+    rare = [word for word in shared if common[word] <= 1]
+    if len(distinct) < MIN_GROUP or not rare or len(shared) > MAX_TRIGGER:
+        return
+    rest = [words - shared for _, words in distinct.values()][:20]
+    if all(rest) and _likeness(rest) <= MAX_LIKENESS:
+        word = min(rare, key=lambda w: (common[w], -len(w), w))
+        yield word, [row for row, words in distinct.values() if word in words]
 
 
 def _words(example: Example) -> set[str]:

@@ -243,6 +243,14 @@ def test_a_planted_trigger_is_found_beside_honest_rows_with_its_answer(template:
     assert "'cf-zq' have the same answer" in found["D023"].places[0].message
 
 
+def test_a_word_that_other_answers_go_with_too_is_no_trigger(template: ChatTemplate) -> None:
+    lines = planted(19)
+    for number in range(8):
+        lines[number * 20 + 1]["instruction"] = f"{lines[number * 20 + 1]['instruction']} cf-zq"
+    found, _ = run(template, lines)
+    assert "D023" not in found
+
+
 def test_one_answer_to_like_questions_is_no_trigger(template: ChatTemplate) -> None:
     asked = [f"when do you {verb} on {day} please tell me" for verb in ("open", "start") for day in WORDS[:10]]
     lines = [*rows(400), *({"instruction": text, "output": "from ten to six"} for text in asked)]
