@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from finetune.data.dataset import load_dataset
 from finetune.data.examples import Example, general_source
 from finetune.data.lint.check import HeldApart, Part, check_data
 from finetune.data.lint.compare import NO_ANSWER
@@ -363,3 +364,25 @@ def test_only_the_first_places_are_kept_and_all_are_counted() -> None:
         findings.add("D010", f"a:{number}", "equals a:0")
     (finding,) = findings.all()
     assert (finding.count, len(finding.places), findings.counts()["warning"]) == (50, 20, 50)
+
+
+def test_the_training_takes_just_the_rows_that_the_check_accepts(template: ChatTemplate) -> None:
+    pick = random.Random(0)
+    bad: list[Row | str] = [row for code, (row, _) in DEFECTS.items() if code in ("D001", "D003", "D004")]
+    long: Row = {"instruction": "amber", "output": " ".join(WORDS * 2)}
+    for case in range(12):
+        lines: list[Row | str] = [*rows(30, seed=case)]
+        for extra in pick.sample([*bad, long, *rows(3)], case % 4):
+            lines.insert(pick.randrange(len(lines)), extra)
+        _, parts = run(template, lines, too_long="drop")
+        section = DataSection(path="train.jsonl", heldout="heldout.jsonl", max_length=120, too_long="drop")
+        refused = parts[0].rejected.keys() - {"D101"}
+        try:
+            dataset = load_dataset(section, template)
+        except DataError as error:
+            assert refused
+            assert str(error).count("train.jsonl:") == sum(parts[0].rejected[code] for code in refused)
+        else:
+            assert not refused
+            assert (len(dataset.train), dataset.train.dropped) == (parts[0].accepted, parts[0].rejected["D101"])
+            assert sum(len(row.ids) for row in dataset.train) == parts[0].tokens
