@@ -119,15 +119,16 @@ def _histogram(console: Console, report: CheckReport) -> None:
     lengths = next(part.lengths for part in report.parts if part.name == "train")
     if not len(lengths):
         return
-    top = int(lengths.max())
-    width = max(1, -(-top // BARS))
-    counts = np.bincount((lengths - 1) // width, minlength=1)
+    least = int(lengths.min())
+    width = (int(lengths.max()) - least) // BARS + 1
+    counts = np.bincount((lengths - least) // width)
     console.print(f"\ntokens of the training rows (data.max_length {report.max_length:,})", highlight=False)
     for number, count in enumerate(counts.tolist()):
-        low, high = number * width + 1, (number + 1) * width
+        low = least + number * width
+        label = f"{low:,} to {low + width - 1:,}" if width > 1 else f"{low:,}"
         bar = "█" * max(round(WIDEST * count / counts.max()), int(count > 0))
         style = "red" if low > report.max_length else "default"
-        console.print(f"{f'{low:,} to {high:,}':>17}  {bar} {count:,}", style=style, highlight=False)
+        console.print(f"{label:>17}  {bar} {count:,}", style=style, highlight=False)
     console.print()
 
 
