@@ -67,7 +67,13 @@ def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recip
     assert report.perplexity.general is not None
     assert report.prompts is not None
     assert report.prompts.adapter.total == 2
-    assert {path.name for path in folder.iterdir()} == {"report.json", "report.md", "report.html", "samples.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {
+        "report.json",
+        "report.md",
+        "report.html",
+        "junit.xml",
+        "samples.jsonl",
+    }
     assert read_report(folder) == report
     raw = json.loads((folder / "report.json").read_text())
     assert set(raw["perplexity"]["heldout"]["base"]) >= {"value", "nll", "tokens", "low", "high"}

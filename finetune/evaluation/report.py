@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from finetune.errors import DataError
+from finetune.evaluation.junit import render_junit
 from finetune.evaluation.render import render_html, render_markdown
 from finetune.evaluation.statistics import (
     Interval,
@@ -200,7 +201,7 @@ def samples_of(base: Sequence[Graded], adapter: Sequence[Graded]) -> tuple[Sampl
 
 
 def write_report(folder: Path, report: Report, samples: Sequence[Sample], loss_png: Path | None = None) -> None:
-    """Write report.json, report.md, report.html and samples.jsonl, all or none.
+    """Write report.json, report.md, report.html, junit.xml and samples.jsonl, all or none.
 
     An earlier report in `folder` is replaced as a whole.
     """
@@ -209,6 +210,7 @@ def write_report(folder: Path, report: Report, samples: Sequence[Sample], loss_p
         (new / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (new / "report.md").write_text(render_markdown(report, samples), encoding="utf-8")
         (new / "report.html").write_text(render_html(report, samples, curve), encoding="utf-8")
+        (new / "junit.xml").write_text(render_junit(report, samples), encoding="utf-8")
         with (new / "samples.jsonl").open("w", encoding="utf-8", newline="\n") as file:
             for sample in samples:
                 file.write(json.dumps(sample.model_dump(mode="json"), ensure_ascii=False) + "\n")

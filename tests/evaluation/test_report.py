@@ -186,7 +186,13 @@ def test_writes_and_reads_the_folder(tmp_path: Path) -> None:
     png.write_bytes(PNG)
     write_report(tmp_path / "report", report, samples, png)
     folder = tmp_path / "report"
-    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "report.json", "report.md", "samples.jsonl"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "junit.xml",
+        "report.html",
+        "report.json",
+        "report.md",
+        "samples.jsonl",
+    ]
     assert read_report(folder) == report
     with (folder / "samples.jsonl").open(encoding="utf-8", newline="\n") as file:
         lines = [json.loads(line) for line in file]
