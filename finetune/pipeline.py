@@ -20,6 +20,7 @@ from finetune.data.dataset import Dataset, Rows, load_dataset, load_rows
 from finetune.data.encoding import Encoded
 from finetune.data.examples import general_source
 from finetune.errors import AdapterError, RecipeError
+from finetune.evaluation.baseline import MARGIN, hold_against, read_baseline, refuse_mismatch
 from finetune.evaluation.gates import apply_gates, check_gates
 from finetune.evaluation.perplexity import score_pair
 from finetune.evaluation.report import (
@@ -81,11 +82,17 @@ def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> S
 
 
 def evaluate(
-    recipe: Recipe, adapter: StoredAdapter | str | None = None, *, emit: Emit | None = None
+    recipe: Recipe,
+    adapter: StoredAdapter | str | None = None,
+    *,
+    baseline: str | Path | None = None,
+    margin: float = MARGIN,
+    emit: Emit | None = None,
 ) -> tuple[Report, Path]:
     """Compare an adapter with its base, write the report and return it with its folder.
 
     `adapter` is a name in the recipe's output folder or a folder; default: the recipe's own.
+    `baseline`: an earlier report folder; a pass rate more than `margin` below its own fails.
     """
     emit = emit or _silent
     check_gates(recipe.eval)
@@ -93,7 +100,11 @@ def evaluate(
     template = load_chat_template(recipe.base)
     dataset = load_dataset(recipe.data, template)
     prompts = load_prompts(recipe.eval.prompts, recipe.data.system) if recipe.eval.prompts else ()
+    bar = read_baseline(baseline) if baseline is not None else None
     base = load_base(recipe.base, pick_device(recipe.base), template)
+    conditions = _conditions(recipe, base, dataset)
+    if bar is not None:
+        refuse_mismatch(bar, conditions, prompts)
     bot = Assistant(base, [stored.folder])
     heldout, ordinary = dataset.heldout, _general_rows(recipe.eval, base)
     for name, rows in (("held-out", heldout), ("general", ordinary)):
@@ -109,6 +120,7 @@ def evaluate(
         seed=recipe.seed,
         generation=recipe.generation,
         data=_evaluated_files(dataset, recipe.eval),
+        conditions=conditions,
         perplexity=perplexity,
         prompts=None,
     )
@@ -117,6 +129,8 @@ def evaluate(
         emit(NoticeEvent(f"answering {len(prompts)} prompts with the base and with {stored.name}"))
         report, samples = _answer_prompts(report, bot, stored, prompts, recipe)
     report = apply_gates(recipe.eval.gates, report)
+    if bar is not None:
+        report = hold_against(bar, report, samples, margin)
     folder = stored.folder / "report"
     curve = stored.folder / "loss.png"
     write_report(folder, report, samples, curve if curve.exists() else None)
@@ -239,6 +253,22 @@ def _publish_metrics(stored: StoredAdapter, report: Report) -> None:
 def _evaluated_files(dataset: Dataset, section: EvalSection) -> dict[str, str]:
     extra = [name for name in (section.prompts, section.general) if name]
     return {**dataset.sha256, **{name: sha256_file(name) for name in extra}}
+
+
+def _conditions(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
+    """What changes the answers, the scored tokens or both, the adapter apart."""
+    general = recipe.eval.general
+    settings = {
+        "base.model": base.name,
+        **{f"base.{name}": getattr(recipe.base, name) for name in ("quantization", "dtype")},
+        **{f"base's {name}": digest for name, digest in base.fingerprint.items()},
+        "seed": recipe.seed,
+        **{f"generation.{name}": value for name, value in recipe.generation.model_dump().items()},
+        "data.system": recipe.data.system,
+        "held-out rows": dataset.heldout.digest,
+        "general rows": sha256_file(general) if general else None,
+    }
+    return {name: str(value) for name, value in settings.items()}
 
 
 def _check_writable(target: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from finetune.errors import AdapterError, Interrupted
+from finetune.errors import AdapterError, DataError, Interrupted
 from finetune.evaluation.report import read_report
 from finetune.files import sha256_file
 from finetune.model.store import find_adapter, list_adapters
@@ -42,7 +43,7 @@ def recipe(model_folder: Path, jsonl: Path, tmp_path: Path) -> Recipe:
     return load_recipe(tmp_path / "recipe.yaml")
 
 
-def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recipe: Recipe) -> None:
+def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recipe: Recipe, tmp_path: Path) -> None:
     events: list[Event] = []
     adapter = train(recipe, emit=events.append)
     written = {path.name for path in adapter.folder.iterdir()}
@@ -80,6 +81,13 @@ def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recip
     card = find_adapter(str(adapter.folder)).card
     assert card.metrics["perplexity.heldout.ratio"]["value"] == report.perplexity.heldout.ratio.value
     assert "perplexity.heldout" in (adapter.folder / "README.md").read_text()
+
+    shutil.copytree(folder, tmp_path / "old")
+    again, _ = evaluate(recipe, baseline=tmp_path / "old", margin=0.9)
+    assert (again.gates[-1].metric, again.gates[-1].value) == ("prompts.drop", 0.0)
+    other = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 3})})
+    with pytest.raises(DataError, match=r"generation\.max_new_tokens: the baseline has"):
+        evaluate(other, baseline=tmp_path / "old")
 
     strict = recipe.model_copy(update={"eval": load_gates(recipe, "perplexity.heldout.ratio", 0.0001)})
     assert evaluate(strict)[0].verdict == "fail"

@@ -41,6 +41,10 @@ def evaluate(
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", help="name or folder; default: the recipe's")
     ] = None,
+    baseline: Annotated[str | None, typer.Option(help="an earlier report folder to hold it against")] = None,
+    margin: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="drop in pass rate against the baseline that is put up with")
+    ] = 0.05,
 ) -> None:
     """Compare an adapter with its base and write the report; the recipe's gates decide the exit code."""
     from finetune.recipe import load_recipe
@@ -51,7 +55,7 @@ def evaluate(
     from finetune.terminal.tables import gates_table, report_table
 
     with RunDisplay(out) as show:
-        report, folder = pipeline.evaluate(loaded, adapter, emit=show)
+        report, folder = pipeline.evaluate(loaded, adapter, baseline=baseline, margin=margin, emit=show)
     out.print(report_table(report))
     if gates := gates_table(report):
         out.print(gates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
@@ -30,6 +32,14 @@ class Rows(Sequence[Encoded]):
     @property
     def dropped(self) -> int:
         return len(self.tokens) - len(self.kept)
+
+    @property
+    def digest(self) -> str:
+        """A hash of the tokens of all rows, in their order."""
+        digest = hashlib.sha256()
+        for row in self:
+            digest.update(array("i", row.ids).tobytes() + bytes(row.loss_mask))
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.kept)

@@ -132,6 +132,7 @@ class Report(Part):
     seed: int
     generation: GenerationSection
     data: dict[str, Sha256]
+    conditions: dict[str, str] = {}  # what must be equal for another report to be compared with this one
     perplexity: Perplexity
     prompts: Prompts | None
     gates: tuple[GateResult, ...] = ()

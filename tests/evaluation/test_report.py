@@ -126,7 +126,7 @@ def test_json_has_exactly_the_agreed_keys() -> None:
     found = json.loads(apply_gates({"prompts.gain": Gate(at_least=0.0)}, a_report(base, adapter)).model_dump_json())
     assert list(found) == [
         "schema_version", "verdict", "name", "base", "created", "versions",
-        "seed", "generation", "data", "perplexity", "prompts", "gates",
+        "seed", "generation", "data", "conditions", "perplexity", "prompts", "gates",
     ]  # fmt: skip
     assert set(found["versions"]) == {"python", "torch", "transformers", "peft", "bitsandbytes", "finetune"}
     for kind in ("heldout", "general"):
