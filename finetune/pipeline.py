@@ -7,7 +7,6 @@ whole Recipe.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -34,16 +33,17 @@ from finetune.evaluation.report import (
     write_report,
 )
 from finetune.evaluation.suite import Prompt, grade, load_prompts
-from finetune.files import atomic_write_text, sha256_file
+from finetune.files import atomic_write_text
 from finetune.inspection.check import general_limit
 from finetune.model.base import Base, assert_trainable_through, load_base
 from finetune.model.device import make_accelerator, pick_device
 from finetune.model.lora import Parameters, attach, count_parameters
 from finetune.model.readme import render_readme
-from finetune.model.store import CARD, BaseCard, Card, StoredAdapter, find_adapter, metrics_of, save_folder
+from finetune.model.store import CARD, Card, StoredAdapter, find_adapter, metrics_of, save_folder
 from finetune.model.tokenizer import load_chat_template
 from finetune.provenance import now, versions
 from finetune.recipe import EvalSection, Recipe, dump_recipe
+from finetune.records import card_of, conditions_of, evaluated_files, run_key
 from finetune.serving.assistant import Assistant
 from finetune.training.loop import TrainingJob, TrainResult
 from finetune.training.loop import train as run_loop
@@ -74,7 +74,7 @@ def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> S
     result = run_loop(job, accelerator, emit)
     accelerator.end_training()
     if accelerator.is_main_process:
-        card = _card(recipe, base, dataset, job, result, parameters)
+        card = card_of(recipe, base, dataset, job, result, parameters)
         save_folder(target, lambda folder: _write_adapter(folder, recipe, job.model, card, result))
         shutil.rmtree(checkpoint, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -102,7 +102,7 @@ def evaluate(
     prompts = load_prompts(recipe.eval.prompts, recipe.data.system) if recipe.eval.prompts else ()
     bar = read_baseline(baseline) if baseline is not None else None
     base = load_base(recipe.base, pick_device(recipe.base), template)
-    conditions = _conditions(recipe, base, dataset)
+    conditions = conditions_of(recipe, base, dataset)
     if bar is not None:
         refuse_mismatch(bar, conditions, prompts)
     bot = Assistant(base, [stored.folder])
@@ -119,7 +119,7 @@ def evaluate(
         versions=Versions(**versions()),
         seed=recipe.seed,
         generation=recipe.generation,
-        data=_evaluated_files(dataset, recipe.eval),
+        data=evaluated_files(dataset, recipe.eval),
         conditions=conditions,
         perplexity=perplexity,
         prompts=None,
@@ -150,7 +150,7 @@ def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, emit: E
     if not base.packs:
         emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: one example per row, which is slower"))
     model = attach(base, recipe.adapter, recipe.seed)
-    key = _run_key(recipe, base, dataset)
+    key = run_key(recipe, base, dataset)
     return TrainingJob(base, model, rows, dataset.heldout, recipe.train, recipe.seed, checkpoint, key)
 
 
@@ -169,20 +169,6 @@ def _general_rows(section: EvalSection, base: Base) -> Rows | None:
     return load_rows(general_source(section.general), base.template, longest, drop_long=True)
 
 
-def _run_key(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
-    """What must be equal for a checkpoint to go on as if nothing had happened."""
-    sections = recipe.model_dump(mode="json", exclude={"eval", "generation", "output", "name"})
-    sections["train"].pop("trackers")
-    sections["train"].pop("checkpoint_every")
-    flat = {f"{s}.{k}": v for s, keys in sections.items() if isinstance(keys, dict) for k, v in keys.items()}
-    return {
-        **{name: json.dumps(value) for name, value in flat.items()},
-        "seed": str(recipe.seed),
-        **{f"contents of {name}": digest for name, digest in dataset.sha256.items()},
-        "base": hashlib.sha256(json.dumps(base.fingerprint, sort_keys=True).encode()).hexdigest(),
-    }
-
-
 def _write_adapter(folder: Path, recipe: Recipe, model: PeftModel, card: Card, result: TrainResult) -> None:
     assert_trainable_through(model)
     config = model.peft_config["default"]
@@ -193,35 +179,6 @@ def _write_adapter(folder: Path, recipe: Recipe, model: PeftModel, card: Card, r
     (folder / "README.md").write_text(render_readme(card), encoding="utf-8")
     write_log(folder / "log.jsonl", result.log)
     plot_loss(result.log, folder / "loss.png", f"{recipe.name}: loss on {recipe.base.model}")
-
-
-def _card(
-    recipe: Recipe, base: Base, dataset: Dataset, job: TrainingJob, result: TrainResult, parameters: Parameters
-) -> Card:
-    losses = [entry["loss"] for entry in result.log if "loss" in entry]
-    heldout = [entry["heldout_loss"] for entry in result.log if "heldout_loss" in entry]
-    return Card(
-        name=recipe.name,
-        base=BaseCard(
-            model=base.name, revision=base.revision, quantization=base.quantization, fingerprint=base.fingerprint
-        ),
-        system=recipe.data.system,
-        method=recipe.adapter.method,
-        r=recipe.adapter.r,
-        alpha=recipe.adapter.alpha,
-        seed=recipe.seed,
-        data=dataset.sha256,
-        train_rows=len(job.rows),
-        heldout_rows=len(job.heldout),
-        steps=result.progress.step,
-        trained_tokens=result.progress.trained_tokens,
-        seconds=round(result.progress.seconds, 1),
-        peak_memory_bytes=result.peak_memory_bytes,
-        parameters={"trained": parameters.trained, "total": parameters.total},
-        loss={"first": losses[0], "last": losses[-1], **({"heldout": heldout[-1]} if heldout else {})},
-        versions=versions(),
-        created=now(),
-    )
 
 
 def _perplexity(
@@ -248,27 +205,6 @@ def _publish_metrics(stored: StoredAdapter, report: Report) -> None:
     card = stored.card.model_copy(update={"metrics": metrics_of(report.model_dump(mode="json"))})
     atomic_write_text(stored.folder / CARD, card.model_dump_json(indent=2) + "\n")
     atomic_write_text(stored.folder / "README.md", render_readme(card))
-
-
-def _evaluated_files(dataset: Dataset, section: EvalSection) -> dict[str, str]:
-    extra = [name for name in (section.prompts, section.general) if name]
-    return {**dataset.sha256, **{name: sha256_file(name) for name in extra}}
-
-
-def _conditions(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
-    """What changes the answers, the scored tokens or both, the adapter apart."""
-    general = recipe.eval.general
-    settings = {
-        "base.model": base.name,
-        **{f"base.{name}": getattr(recipe.base, name) for name in ("quantization", "dtype")},
-        **{f"base's {name}": digest for name, digest in base.fingerprint.items()},
-        "seed": recipe.seed,
-        **{f"generation.{name}": value for name, value in recipe.generation.model_dump().items()},
-        "data.system": recipe.data.system,
-        "held-out rows": dataset.heldout.digest,
-        "general rows": sha256_file(general) if general else None,
-    }
-    return {name: str(value) for name, value in settings.items()}
 
 
 def _check_writable(target: Path) -> None:

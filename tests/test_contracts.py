@@ -25,7 +25,7 @@ ORDER = (
     {"training"},
     {"evaluation"},
     {"serving"},
-    {"inspection"},
+    {"inspection", "records"},
     {"pipeline"},
     {"terminal"},
     {"cli"},
