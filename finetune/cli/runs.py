@@ -1,8 +1,9 @@
-"""train and eval."""
+"""train, eval and report."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,3 +63,23 @@ def evaluate(
     say(f"verdict: {report.verdict}" if report.gates else "no gates in the recipe, so no verdict")
     say(f"report: {folder / 'report.html'}")
     raise typer.Exit(EXIT_CODES[report.verdict])
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="as finetune eval writes them")],
+) -> None:
+    """Show a saved report, or compare several with the first, without any model; exits as the one report's eval did."""
+    from finetune.evaluation.baseline import read_baseline
+    from finetune.evaluation.report import read_report
+    from finetune.terminal import tables
+
+    if len(folders) > 1:
+        tables.compare_reports(out, [read_baseline(folder) for folder in folders])
+        return
+    found = read_report(folders[0])
+    out.print(tables.report_table(found))
+    if gates := tables.gates_table(found):
+        out.print(gates)
+    say(f"verdict: {found.verdict}" if found.gates else "no gates, so no verdict")
+    raise typer.Exit(EXIT_CODES[found.verdict])

@@ -6,7 +6,7 @@ and what is not is named: a comparison under other conditions says nothing about
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from finetune.errors import DataError
 from finetune.evaluation.checks import describe
 from finetune.evaluation.gates import overall
 from finetune.evaluation.report import GateResult, Report, Sample, read_report
-from finetune.evaluation.statistics import CONFIDENCE, no_worse
+from finetune.evaluation.statistics import CONFIDENCE, Interval, mcnemar, no_worse, paired_gain
 from finetune.evaluation.suite import Prompt
 
 MARGIN = 0.05  # drop in pass rate that is put up with
@@ -28,6 +28,14 @@ class Baseline(NamedTuple):
     report: Report
     samples: tuple[Sample, ...]
     where: str
+
+
+class Asked(NamedTuple):
+    """What a prompt asks, and what its answer must fulfil."""
+
+    id: str
+    turns: tuple[tuple[str, str], ...]
+    checks: tuple[str, ...]
 
 
 def read_baseline(path: str | Path) -> Baseline:
@@ -46,7 +54,11 @@ def read_baseline(path: str | Path) -> Baseline:
 
 def refuse_mismatch(baseline: Baseline, conditions: Mapping[str, str], prompts: Sequence[Prompt]) -> None:
     """Raise DataError naming everything in which the baseline differs from what is to be evaluated."""
-    found = [*_conditions(baseline.report.conditions, conditions), *_prompts(baseline.samples, prompts)]
+    asked = [
+        Asked(p.id, tuple((m.role, m.content) for m in p.messages), tuple(describe(c) for c in p.checks))
+        for p in prompts
+    ]
+    found = [*_conditions(baseline.report.conditions, conditions), *_prompts(baseline.samples, asked)]
     if found:
         more = [f"... and {len(found) - MAX_NAMED} more"] if len(found) > MAX_NAMED else []
         lines = "\n".join([*found[:MAX_NAMED], *more])
@@ -75,6 +87,35 @@ def hold_against(baseline: Baseline, report: Report, samples: Sequence[Sample], 
     return report.model_copy(update={"gates": gates, "verdict": overall(gates)})
 
 
+class Paired(NamedTuple):
+    """Two reports' adapters on the same prompts."""
+
+    differences: tuple[str, ...]  # why they cannot be compared; empty if they can
+    gain: Interval  # pass rate of the second minus that of the first
+    p_value: float  # exact McNemar, two-sided
+    fixed: tuple[str, ...]  # prompts that only the second passed
+    broken: tuple[str, ...]  # prompts that only the first passed
+
+
+def pair(first: Baseline, second: Baseline) -> Paired:
+    """Compare the adapters of two saved reports, prompt by prompt, over the prompts that both answered."""
+    asked = [Asked(s.id, _turns(s), tuple(o.check for o in s.adapter.outcomes)) for s in second.samples]
+    conditions = second.report.conditions
+    found = (*_conditions(first.report.conditions, conditions), *_prompts(first.samples, asked))
+    then = {sample.id: sample.adapter.passed for sample in first.samples}
+    now = {sample.id: sample.adapter.passed for sample in second.samples if sample.id in then}
+    if not now:
+        return Paired(found, Interval(0.0, -1.0, 1.0), 1.0, (), ())
+    before, after = [then[name] for name in now], list(now.values())
+    return Paired(
+        found,
+        paired_gain(before, after),
+        mcnemar(before, after),
+        tuple(name for name in now if now[name] and not then[name]),
+        tuple(name for name in now if then[name] and not now[name]),
+    )
+
+
 def _conditions(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
     if not then:
         yield "it does not say under which conditions it was made (a report of an earlier version)"
@@ -84,22 +125,28 @@ def _conditions(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str
             yield f"{name}: the baseline has {_shown(then.get(name))}, this evaluation {_shown(now.get(name))}"
 
 
-def _prompts(samples: Sequence[Sample], prompts: Sequence[Prompt]) -> Iterator[str]:
-    then, now = {sample.id: sample for sample in samples}, {prompt.id: prompt for prompt in prompts}
+def _asked(prompt: Prompt) -> Asked:
+    turns = tuple((message.role, message.content) for message in prompt.messages)
+    return Asked(prompt.id, turns, tuple(describe(check) for check in prompt.checks))
+
+
+def _prompts(samples: Sequence[Sample], asked: Iterable[Asked]) -> Iterator[str]:
+    then, now = {sample.id: sample for sample in samples}, {prompt.id: prompt for prompt in asked}
     if len(then) < len(samples):
         yield "samples.jsonl has an id twice"
-    for name in now.keys() - then.keys():
+    for name in sorted(now.keys() - then.keys()):
         yield f"prompt {name!r} is new"
-    for name in then.keys() - now.keys():
+    for name in sorted(then.keys() - now.keys()):
         yield f"prompt {name!r} is missing now"
     for name in sorted(then.keys() & now.keys()):
-        turns = [(turn.role, turn.content) for turn in then[name].messages]
-        if turns != [(message.role, message.content) for message in now[name].messages]:
+        if _turns(then[name]) != now[name].turns:
             yield f"prompt {name!r} has another text"
-        if [outcome.check for outcome in then[name].adapter.outcomes] != [
-            describe(check) for check in now[name].checks
-        ]:
+        if tuple(outcome.check for outcome in then[name].adapter.outcomes) != now[name].checks:
             yield f"prompt {name!r} has other checks"
+
+
+def _turns(sample: Sample) -> tuple[tuple[str, str], ...]:
+    return tuple((turn.role, turn.content) for turn in sample.messages)
 
 
 def _shown(value: str | None) -> str:

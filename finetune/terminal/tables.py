@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from finetune.model.store import WEIGHTS, Card, StoredAdapter
 
+if TYPE_CHECKING:
+    from finetune.evaluation.baseline import Baseline
+
+MAX_LISTED = 10  # prompts or differences in one line
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
@@ -50,6 +55,38 @@ def gates_table(report: object) -> Table | None:
             f"[{colour}]{gate.verdict}[/]" + ("" if gate.verdict == "pass" else f" {gate.reason}"),
         )
     return table
+
+
+def compare_reports(console: Console, reports: Sequence[Baseline]) -> None:
+    """Print several reports side by side, then each against the first, prompt by prompt."""
+    table = Table("report", "adapter", "prompts passed", "perplexity, held-out", "adapter / base", "verdict")
+    for found in reports:
+        heldout, prompts = found.report.perplexity.heldout, found.report.prompts
+        rate = f"{prompts.adapter.passed}/{prompts.adapter.total}" if prompts else "-"
+        span = f"  ({prompts.adapter.low:.1%} to {prompts.adapter.high:.1%})" if prompts else ""
+        ratio = f"{heldout.ratio.value:.3f}  ({heldout.ratio.low:.3f} to {heldout.ratio.high:.3f})"
+        perplexity = f"{heldout.adapter.value:.3f}  ({heldout.adapter.low:.3f} to {heldout.adapter.high:.3f})"
+        table.add_row(found.where, found.report.name, rate + span, perplexity, ratio, found.report.verdict)
+    console.print(table)
+    for found in reports[1:]:
+        _print_pair(console, reports[0], found)
+
+
+def _print_pair(console: Console, first: Baseline, second: Baseline) -> None:
+    from finetune.evaluation.baseline import pair
+
+    paired = pair(first, second)
+    lines = [f"{second.where} against {first.where}:"]
+    if paired.differences:
+        lines.append("  they were made under different conditions, so a difference says little about the adapter:")
+        lines += [f"    {text}" for text in paired.differences[:MAX_LISTED]]
+        lines += [f"    ... and {len(paired.differences) - MAX_LISTED} more"] * (len(paired.differences) > MAX_LISTED)
+    gain = f"{paired.gain.value:+.1%} ({paired.gain.low:+.1%} to {paired.gain.high:+.1%})"
+    lines.append(f"  prompts passed {gain}, exact McNemar p = {paired.p_value:.2g}")
+    for word, names in (("fixed", paired.fixed), ("broken", paired.broken)):
+        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+        lines.append(f"  {word}: {len(names)}" + (f" ({', '.join(names[:MAX_LISTED])}{more})" if names else ""))
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def adapters_table(adapters: Sequence[StoredAdapter]) -> Table:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from finetune import cli
 from finetune.data.messages import Message
 from finetune.errors import DataError
-from finetune.evaluation.baseline import Baseline, hold_against, read_baseline, refuse_mismatch
+from finetune.evaluation.baseline import Baseline, hold_against, pair, read_baseline, refuse_mismatch
 from finetune.evaluation.checks import make_check
 from finetune.evaluation.report import samples_of, write_report
 from finetune.evaluation.suite import Graded, Prompt
@@ -20,8 +22,9 @@ from tests.evaluation.test_report import a_report, graded
 
 CONDITIONS = {
     "base.model": "tiny", "base.quantization": "nf4", "base.dtype": "auto", "base's config": "c1",
-    "base's tokenizer": "t1", "base's chat_template": "p1", "base's weights": "w1", "seed": "0", "generation.temperature": "0.0",
-    "generation.top_p": "1.0", "generation.max_new_tokens": "64", "data.system": "Be kind.", "held-out rows": "h1",
+    "base's tokenizer": "t1", "base's chat_template": "p1", "base's weights": "w1", "seed": "0",
+    "generation.temperature": "0.0", "generation.top_p": "1.0", "generation.max_new_tokens": "64",
+    "data.system": "Be kind.", "held-out rows": "h1",
     "general rows": "g1",
 }  # fmt: skip
 
@@ -126,6 +129,45 @@ def test_the_gate_is_one_more_and_the_worst_verdict_counts(tmp_path: Path) -> No
     worse = graded(["no"] * 20)
     made = hold_against(saved(tmp_path / "old", rows), failed, samples_of(base, worse), 0.05)
     assert ([gate.verdict for gate in made.gates], made.verdict) == (["pass", "fail"], "fail")
+
+
+def test_two_saved_reports_are_compared_prompt_by_prompt(tmp_path: Path) -> None:
+    first = saved(tmp_path / "a", graded(["pizza"] * 3 + ["no"] * 7))
+    second = saved(tmp_path / "b", graded(["no"] + ["pizza"] * 7 + ["no"] * 2))
+    paired = pair(first, second)
+    assert paired.differences == ()
+    assert (paired.fixed, paired.broken) == (("p-3", "p-4", "p-5", "p-6", "p-7"), ("p-0",))
+    assert paired.gain.value == pytest.approx(0.4)
+    assert paired.p_value == pytest.approx(14 / 64)  # 2 * (1 + 6) / 2**6
+    other = saved(tmp_path / "c", graded(["pizza"] * 4), {**CONDITIONS, "seed": "1"})
+    found = pair(first, other)
+    assert found.differences[0] == "seed: the baseline has '0', this evaluation '1'"
+    assert "prompt 'p-9' is missing now" in found.differences
+    assert found.fixed == ("p-3",)
+    nothing = pair(first, other._replace(samples=()))
+    assert (nothing.gain.low, nothing.gain.high, nothing.p_value) == (-1, 1, 1)
+
+
+def test_the_command_shows_one_report_and_compares_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*folders: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["finetune", "report", *(str(tmp_path / folder) for folder in folders)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out + captured.err
+
+    saved(tmp_path / "a", graded(["pizza"] * 3 + ["no"] * 7))
+    saved(tmp_path / "b", graded(["no"] * 10), {**CONDITIONS, "seed": "1"})
+    code, text = run("a")
+    assert (code, "3/10" in text, "no gates, so no verdict" in text) == (0, True, True)
+    code, text = run("a", "b")
+    assert code == 0
+    assert "prompts passed -30.0%" in text
+    assert "seed: the baseline has '0', this evaluation '1'" in text
+    assert "broken: 3 (p-0, p-1, p-2)" in text
+    assert run("none")[0] == 2
 
 
 @pytest.mark.parametrize("text", ["{", '{"id": 5}\n', ""])
