@@ -18,6 +18,7 @@ from finetune.data.batches import TrainingRows
 from finetune.data.dataset import Dataset, Rows, load_dataset, load_rows
 from finetune.data.encoding import Encoded
 from finetune.data.examples import general_source
+from finetune.data.tokens import cache_folder
 from finetune.errors import AdapterError, RecipeError
 from finetune.evaluation.baseline import MARGIN, hold_against, read_baseline, refuse_mismatch
 from finetune.evaluation.gates import apply_gates, check_gates
@@ -195,8 +196,9 @@ def _answer_prompts(
     report: Report, bot: Assistant, stored: StoredAdapter, prompts: tuple[Prompt, ...], recipe: Recipe
 ) -> tuple[Report, tuple[Sample, ...]]:
     conversations = [prompt.messages for prompt in prompts]
-    before = grade(prompts, bot.answer(conversations, None, recipe.generation, recipe.seed))
-    after = grade(prompts, bot.answer(conversations, stored.name, recipe.generation, recipe.seed))
+    verdicts = cache_folder() / "judge"  # what a judge said of an answer holds for the next evaluation, too
+    before = grade(prompts, bot.answer(conversations, None, recipe.generation, recipe.seed), verdicts)
+    after = grade(prompts, bot.answer(conversations, stored.name, recipe.generation, recipe.seed), verdicts)
     return report.model_copy(update={"prompts": prompts_block(before, after)}), samples_of(before, after)
 
 

@@ -135,7 +135,7 @@ def custom_file(name: str) -> Path | None:
 def _custom(name: str) -> FormatSpec:
     module, _, function = name.partition(":")
     try:
-        with _working_folder_importable():
+        with working_folder_importable():
             call = getattr(import_module(module), function)
     except Exception as error:  # whatever the module does while it is imported
         raise DataError(
@@ -170,8 +170,8 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 @contextmanager
-def _working_folder_importable() -> Iterator[None]:
-    """An installed command has its own folder on the path, not the one it is started in."""
+def working_folder_importable() -> Iterator[None]:
+    """Let modules of the working folder be imported: an installed command has its own folder on the path."""
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:

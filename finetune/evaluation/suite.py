@@ -12,7 +12,17 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from finetune.data.messages import ROLES, Message, RowError, check_roles
 from finetune.errors import DataError, RecipeError
-from finetune.evaluation.checks import CHECKS, Answer, Check, Outcome, make_check, run_check
+from finetune.evaluation.checks import (
+    CHECKS,
+    Answer,
+    Check,
+    Context,
+    Outcome,
+    Verdicts,
+    option_names,
+    read_check,
+    run_check,
+)
 from finetune.recipe import read_yaml
 
 PROMPT_KEYS = ("id", "prompt", "messages", "system", "tags", "checks")
@@ -59,12 +69,21 @@ def load_prompts(path: str | Path, system: str | None) -> tuple[Prompt, ...]:
     return prompts
 
 
-def grade(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[Graded, ...]:
-    """Run every prompt's checks on its answer; both in the same order."""
-    return tuple(
-        Graded(prompt, answer, tuple(run_check(check, answer) for check in prompt.checks))
-        for prompt, answer in zip(prompts, answers, strict=True)
-    )
+def grade(prompts: Sequence[Prompt], answers: Sequence[Answer], folder: Path | None = None) -> tuple[Graded, ...]:
+    """Run every prompt's checks on its answer; both in the same order.
+
+    `folder`: keeps what judges say, so that no answer is judged twice. Raises FinetuneError if a judge cannot be asked.
+    """
+    with Verdicts(folder) as verdicts:
+        return tuple(
+            Graded(prompt, answer, _outcomes(prompt, answer, verdicts))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        )
+
+
+def _outcomes(prompt: Prompt, answer: Answer, verdicts: Verdicts) -> tuple[Outcome, ...]:
+    context = Context(prompt.messages, verdicts)
+    return tuple(run_check(check, answer, context) for check in prompt.checks)
 
 
 class _Reader:
@@ -186,16 +205,16 @@ class _Reader:
             self.wrong(place, f"a check should be written like {{contains: text}}, not {_kind(item)}")
             return None
         kinds = [str(key) for key in item if key in CHECKS]
-        self.keys(item, (*CHECKS, "ignore_case"), "a check")
         if len(kinds) != 1:
-            if kinds or set(item) <= {"ignore_case"}:
+            options = option_names()
+            self.keys(item, (*CHECKS, *options), "a check")
+            if kinds or set(item) <= set(options):
                 self.wrong(place, f"a check should have exactly one of {', '.join(CHECKS)}")
             return None
-        try:
-            return make_check(kinds[0], item[kinds[0]], item.get("ignore_case", False))
-        except DataError as error:
-            self.wrong(_key(item, kinds[0]), error.what)
-            return None
+        made, wrong = read_check(kinds[0], item)
+        for key, text in wrong:
+            self.wrong(_key(item, key), text)
+        return made
 
     def text(self, node: CommentedMap, key: str, allow_empty: bool = False) -> str:
         value = node[key]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,8 @@ def test_reads_prompts(tmp_path: Path) -> None:
     assert order.messages == (Message("system", "You take orders."), Message("user", "2 lg pepperoni thin crust plz"))
     assert order.tags == ("order", "sloppy")
     assert order.checks == (
-        Check("contains", ("two large thin-crust pepperoni pizzas",), True),
-        Check("stops", ("true",)),
+        Check("contains", ("two large thin-crust pepperoni pizzas",), (("normalize", ("case",)),)),
+        Check("stops", True),
     )
     assert order.where == f"{path}:2"
     assert [m.role for m in talk.messages] == ["system", "user", "assistant", "user"]
@@ -86,6 +87,16 @@ def test_system_prompt_is_overridden_or_absent(tmp_path: Path) -> None:
         (one("prompt: hi\nchecks: [{regex: '('}]"), ":4:13: regex: '(' is no valid pattern"),
         (one("prompt: hi\nchecks: [{contains: 2}]"), ":4:13: contains: 2 should be text; put it in quotes"),
         (one("prompt: hi\nchecks: [{stops: 1}]"), ":4:13: stops: 1 should be true or false"),
+        (one("prompt: hi\nchecks: [{stops: true, ignore_case: true}]"), ":4:26: stops has no option 'ignore_case'"),
+        (one("prompt: hi\nchecks: [{number: 5, tolerence: 1}]"), ":4:24: number has no option 'tolerence'; did you"),
+        (one("prompt: hi\nchecks: [{number: 5, tolerance: much}]"), ":4:24: tolerance: 'much' should be a number"),
+        (one("prompt: hi\nchecks: [{f1: a}]"), ":4:13: f1: required option 'at_least' is missing"),
+        (one("prompt: hi\nchecks: [{equals: a, normalize: [cases]}]"), ":4:24: normalize: 'cases' is not known; did"),
+        (one("prompt: hi\nchecks: [{at_least: 1, f1: a}]\ntags: a"), ":5:3: 'tags' should be a list"),
+        (one("prompt: hi\nchecks: [{json_schema: {type: x}}]"), ":4:13: json_schema: the schema is wrong at $.type"),
+        (one("prompt: hi\nchecks: [{function: 'no_such.thing:f'}]"), ":4:13: function: 'no_such.thing:f' cannot be"),
+        (one("prompt: hi\nchecks: [{contain: a, at_least: 1}]"), ":4:13: no such key 'contain'; did you mean"),
+        (one("prompt: hi\nchecks: [{at_least: 1}]"), ":4:12: a check should have exactly one of"),
         (one("prompt: hi\nchecks: [{contains: a, equals: b}]"), ":4:12: a check should have exactly one of"),
         (one("prompt: hi\nchecks: [{ignore_case: true}]"), ":4:12: a check should have exactly one of"),
         (one("prompt: hi\nchecks: [stops]"), ":4:12: a check should be written like {contains: text}"),
@@ -125,6 +136,22 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> N
     found = mistakes(tmp_path, text)
     assert [line.split(":")[1] for line in found] == ["4", "7", "8", "15"]
     assert "already used in line 2" in found[2]
+
+
+def test_all_mistakes_of_one_check_are_named(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, one("prompt: hi\nchecks:\n- {number: five, tolerance: -1, wich: last}"))
+    assert [line.split(": ")[0] for line in found] == [":5:6", ":5:20", ":5:35"]
+
+
+def test_options_that_come_from_yaml_are_plain_values(tmp_path: Path) -> None:
+    text = one(
+        "prompt: hi\nchecks:\n- {number: 1_000.5, tolerance: 1e-1}\n- {f1: 'a', at_least: 0.5}\n- {max_tokens: 0x10}"
+    )
+    number, f1, tokens = load_prompts(write(tmp_path, text), None)[0].checks
+    assert number == Check("number", Decimal("1000.5"), (("tolerance", Decimal("0.1")),))
+    assert f1 == Check("f1", ("a",), (("at_least", 0.5),))
+    assert tokens == Check("max_tokens", 16)
+    assert type(tokens.value) is int
 
 
 def test_missing_file_is_a_data_error(tmp_path: Path) -> None:
