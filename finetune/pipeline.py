@@ -17,7 +17,7 @@ from peft import PeftModel
 from finetune.data.batches import TrainingRows
 from finetune.data.dataset import Dataset, Rows, load_dataset, load_rows
 from finetune.data.encoding import Encoded
-from finetune.data.examples import general_source
+from finetune.data.examples import ANY_LENGTH, general_source
 from finetune.data.tokens import cache_folder
 from finetune.errors import AdapterError, RecipeError
 from finetune.evaluation.baseline import MARGIN, hold_against, read_baseline, refuse_mismatch
@@ -35,7 +35,6 @@ from finetune.evaluation.report import (
 )
 from finetune.evaluation.suite import Prompt, grade, load_prompts
 from finetune.files import atomic_write_text
-from finetune.inspection.check import general_limit
 from finetune.model.base import Base, assert_trainable_through, load_base
 from finetune.model.device import make_accelerator, pick_device
 from finetune.model.lora import Parameters, attach, count_parameters
@@ -49,6 +48,8 @@ from finetune.serving.assistant import Assistant
 from finetune.training.loop import TrainingJob, TrainResult
 from finetune.training.loop import train as run_loop
 from finetune.training.telemetry import Emit, Event, NoticeEvent, plot_loss, write_log
+
+MAX_WINDOW = 1024  # tokens of general text that are scored at a time
 
 
 def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> StoredAdapter:
@@ -107,10 +108,9 @@ def evaluate(
     if bar is not None:
         refuse_mismatch(bar, conditions, prompts)
     bot = Assistant(base, [stored.folder])
-    heldout, ordinary = dataset.heldout, _general_rows(recipe.eval, base)
-    for name, rows in (("held-out", heldout), ("general", ordinary)):
-        if rows and rows.dropped:
-            emit(NoticeEvent(f"{rows.dropped} {name} rows are longer than the limit and were left out"))
+    heldout, ordinary = dataset.heldout, _general_rows(recipe.eval, base, emit)
+    if heldout.dropped:
+        emit(NoticeEvent(f"{heldout.dropped} held-out rows are longer than data.max_length and were left out"))
     emit(NoticeEvent(f"scoring {len(heldout)} held-out and {len(ordinary or ())} general rows, base and adapter"))
     perplexity = _perplexity(bot, stored, heldout, ordinary, recipe.train.micro_batch_tokens)
     report = Report(
@@ -163,11 +163,19 @@ def _report_dropped(dataset: Dataset, limit: int, emit: Emit) -> None:
             emit(NoticeEvent(f"{what} exceed {limit} tokens and were dropped"))
 
 
-def _general_rows(section: EvalSection, base: Base) -> Rows | None:
+def _general_rows(section: EvalSection, base: Base, emit: Emit) -> Rows | None:
     if section.general is None:
         return None
-    longest = general_limit(base.max_positions)
-    return load_rows(general_source(section.general), base.template, longest, drop_long=True)
+    rows, window = load_rows(general_source(section.general), base.template, ANY_LENGTH), _window(base)
+    if long := int((rows.tokens.lengths > window).sum()):
+        what = f"{long} general rows are longer than {window} tokens and are scored in windows of so many"
+        emit(NoticeEvent(f"{what}, each with half a window of context"))
+    return rows
+
+
+def _window(base: Base) -> int:
+    """Tokens that general text is scored in at a time."""
+    return min(MAX_WINDOW, base.max_positions or MAX_WINDOW)
 
 
 def _write_adapter(folder: Path, recipe: Recipe, model: PeftModel, card: Card, result: TrainResult) -> None:
@@ -188,7 +196,9 @@ def _perplexity(
     with bot.adapted(stored.name) as model:
         return Perplexity(
             heldout=perplexity_block(*score_pair(bot.base, model, heldout, budget)),
-            general=perplexity_block(*score_pair(bot.base, model, general, budget)) if general else None,
+            general=perplexity_block(*score_pair(bot.base, model, general, budget, _window(bot.base)))
+            if general
+            else None,
         )
 
 

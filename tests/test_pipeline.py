@@ -29,7 +29,9 @@ PROMPTS = """prompts:
 def recipe(model_folder: Path, jsonl: Path, tmp_path: Path) -> Recipe:
     (tmp_path / "prompts.yaml").write_text(PROMPTS)
     general = [{"role": "user", "content": "Hello there!"}, {"role": "assistant", "content": "I can help with that."}]
-    (tmp_path / "general.jsonl").write_text((json.dumps({"messages": general}) + "\n") * 3)
+    long = [general[0], {"role": "assistant", "content": "I can help with that. " * 60}]  # more than 256 tokens
+    rows = [general, general, long]
+    (tmp_path / "general.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     (tmp_path / "replay.jsonl").write_text((json.dumps({"messages": general}) + "\n") * 3)
     (tmp_path / "recipe.yaml").write_text(
         f"name: shop\noutput: {tmp_path / 'adapters'}\nbase: {{model: {model_folder}, dtype: float32, device: cpu}}\n"
@@ -62,8 +64,12 @@ def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recip
     assert any(isinstance(e, NoticeEvent) and "parameters" in e.text and "32-bit" in e.text for e in events)
     assert sum(isinstance(e, StepEvent) for e in events) == adapter.card.steps
 
-    report, folder = evaluate(recipe)
+    report, folder = evaluate(recipe, emit=events.append)
     assert report.verdict == "pass"
+    said = [event.text for event in events if isinstance(event, NoticeEvent)]
+    assert any(text.startswith("1 general rows are longer than 256 tokens and are scored in windows") for text in said)
+    assert report.perplexity.general is not None
+    assert report.perplexity.general.base.tokens > 256
     assert report.perplexity.heldout.ratio.high < 0.5
     assert report.perplexity.general is not None
     assert report.prompts is not None

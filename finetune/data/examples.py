@@ -13,7 +13,7 @@ from finetune.data.readers import BadRow
 from finetune.data.sources import read_rows
 from finetune.recipe import DataSection, MixSource
 
-GENERAL_MAX_LENGTH = 1024  # tokens of a general conversation at most; longer ones are left out and counted
+ANY_LENGTH = 2**31 - 1  # tokens; for rows that are scored in windows, however long they are
 LEFT_OUT = "D009"  # code of a row that a custom format leaves out on purpose
 _CODES = {"syntax": "D001", "encoding": "D002", "shape": "D003"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.encoding import encode_prompt
-from finetune.data.examples import GENERAL_MAX_LENGTH, Example, general_source
+from finetune.data.examples import Example, general_source
 from finetune.data.lint.check import HeldApart, Part, check_data
 from finetune.data.lint.compare import NO_ANSWER
 from finetune.data.lint.findings import Finding, Findings
@@ -59,7 +59,7 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> CheckRepo
         _check_model(recipe, config, findings, at)
         _check_tokenizer(template, findings, at)
         general = general_source(recipe.eval.general) if recipe.eval.general else None
-        measured = HeldApart(prompts, general, general_limit(max_positions(config)))
+        measured = HeldApart(prompts, general)
         parts = check_data(recipe.data, template, findings, measured)
     except ModelError as error:
         findings.add("M001", at("base.model"), str(error))
@@ -68,11 +68,6 @@ def check(recipe: Recipe, origins: Mapping[str, str] | None = None) -> CheckRepo
     if parts:
         _check_sizes(recipe, parts, findings, at)
     return CheckReport(findings.all(), parts, recipe.data.max_length)
-
-
-def general_limit(positions: int | None) -> int:
-    """Tokens of a general conversation at most, for a model of so many positions."""
-    return min(GENERAL_MAX_LENGTH, positions or GENERAL_MAX_LENGTH)
 
 
 def _places(origins: Mapping[str, str]) -> Callable[[str], str]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.encoding import Encoded, encode_stream
-from finetune.data.examples import LEFT_OUT, Example, Rejected, Source, read_examples, training_sources
+from finetune.data.examples import ANY_LENGTH, LEFT_OUT, Example, Rejected, Source, read_examples, training_sources
 from finetune.data.lint.compare import Comparison
 from finetune.data.lint.findings import Findings, Places
 from finetune.data.lint.languages import Languages
@@ -61,7 +61,6 @@ class HeldApart:
 
     prompts: tuple[Example, ...] = ()  # without an answer
     general: Source | None = None  # the rows that measure forgetting
-    general_limit: int = 0  # tokens of such a row at most
 
 
 def check_data(
@@ -76,7 +75,7 @@ def check_data(
     limit = Limit(section.max_length, "error" if section.too_long == "error" else "warning")
     apart = [(heldout, limit)]
     if measured.general is not None:
-        apart.append((measured.general, Limit(measured.general_limit, "warning")))
+        apart.append((measured.general, Limit(ANY_LENGTH, "warning")))
     check = _Check(template, findings)
     compared, languages = Comparison(findings), Languages(findings)
     for prompt in measured.prompts:

@@ -191,7 +191,7 @@ def test_prompts_and_general_rows_are_held_out_too(template: ChatTemplate) -> No
     prompt = Example((Message("user", str(lines[2]["instruction"])), NO_ANSWER), "prompts.yaml:7")
     turns = talk(("user", str(lines[3]["instruction"])), ("assistant", str(lines[3]["output"])))
     general = general_source(save("general.jsonl", [turns]))
-    found, parts = run(template, lines, HeldApart((prompt,), general, 500))
+    found, parts = run(template, lines, HeldApart((prompt,), general))
     assert [place.where for place in found["D013"].places] == ["prompts.yaml:7", "general.jsonl:1"]
     assert [part.name for part in parts] == ["train", "held-out", "general"]
 
