@@ -87,11 +87,6 @@ def encode_prompt(messages: Sequence[Message], template: ChatTemplate, tools: st
     return _joined(plan, tokens, template)[0]
 
 
-class EncodedSet(NamedTuple):
-    rows: Sequence[Encoded]
-    dropped: int  # longer than max_length
-
-
 def _plan(example: Example, template: ChatTemplate) -> _Plan | DataError:
     if example.messages[0].role == TEXT:
         return _Plan(example, (Piece("", 0, 0, True),), (example.messages[0].content,))
@@ -167,13 +162,9 @@ def _refuse_control(pieces: Sequence[Piece], texts: Sequence[str], template: Cha
             raise ModelError(f"a message contains the control token {found!r}")
 
 
+@lru_cache(maxsize=16)
 def control_tokens(template: ChatTemplate) -> tuple[str, ...]:
     """The strings that the tokenizer reads as one control token each."""
-    return _control_tokens(template)
-
-
-@lru_cache(maxsize=16)
-def _control_tokens(template: ChatTemplate) -> tuple[str, ...]:
     return tuple(template.tokenizer.convert_ids_to_tokens(sorted(control_ids(template.tokenizer))))
 
 

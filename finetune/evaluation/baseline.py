@@ -54,10 +54,7 @@ def read_baseline(path: str | Path) -> Baseline:
 
 def refuse_mismatch(baseline: Baseline, conditions: Mapping[str, str], prompts: Sequence[Prompt]) -> None:
     """Raise DataError naming everything in which the baseline differs from what is to be evaluated."""
-    asked = [
-        Asked(p.id, tuple((m.role, m.content) for m in p.messages), tuple(describe(c) for c in p.checks))
-        for p in prompts
-    ]
+    asked = map(_asked, prompts)
     found = [*_conditions(baseline.report.conditions, conditions), *_prompts(baseline.samples, asked)]
     if found:
         more = [f"... and {len(found) - MAX_NAMED} more"] if len(found) > MAX_NAMED else []

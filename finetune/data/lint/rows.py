@@ -59,7 +59,7 @@ class RowLint:
             self.findings.add("D106", encoded.where, f"{count} unknown token{'s' * (count > 1)}")
 
     def _boilerplate(self, text: str, where: str) -> None:
-        # One search for each phrase is four times as fast as one pattern of all of them.
+        # A plain search for each phrase: a pattern of all of them has no common start to skip to.
         if phrase := next((phrase for phrase in _BOILERPLATE if phrase in text), None):
             self.findings.add("D024", where, f"the answer says {phrase!r}")
 
