@@ -1,20 +1,28 @@
 """Perplexity of the same rows with the same model: finetune against transformers.Trainer and the evaluate library.
 
-    python benchmarks/perplexity.py                               the built-in base
-    python benchmarks/perplexity.py --model smollm2-135m-shape    random weights in the shape of SmolLM2-135M
+    python benchmarks/perplexity.py                                    both shapes, NF4 and bf16, about 9 minutes
+    python benchmarks/perplexity.py --shapes tiny --precision fp32     without quantisation, in fp32
+    python benchmarks/perplexity.py --metric perplexity.py             with the evaluate library, too
     python benchmarks/perplexity.py --output benchmarks/results/perplexity-cpu.json
 
-Each contender is a process of its own, in turn, in fp32; time starts when model and rows are loaded and a
-few rows have been scored. Trainer is `Trainer.evaluate` with its defaults (batches of 8, padded), whose
-exp(eval_loss) is the number that most people call perplexity: a mean of the means of its batches.
-`evaluate` is the perplexity metric of that library in batches of 8; it knows texts only, so it scores
-prompts, too, reports the mean over texts, and is "not measured" where it is not installed.
-Memory is the peak while scoring above what was resident when the model had been loaded.
+Measured is what `finetune eval` does: the rows are scored with the base and again with an adapter on it. Both,
+finetune and `Trainer.evaluate` (its defaults: batches of 8, padded), get the very same model from `load_base`,
+each round in a process of its own, in turn. Trainer's exp(eval_loss), the number that most people call
+perplexity, is a mean of the means of its batches.
+
+The perplexity script of the `evaluate` library lies on the Hub and not in its package: --metric names a copy of
+huggingface/evaluate's measurements/perplexity/perplexity.py. It loads a plain folder by itself, in the folder's own
+dtype (bf16) and without quantisation, takes texts and no adapter, and so scores prompts, too, once, in batches of 8.
+
+Tokens per second count the tokens of the rows, prompts included, padding excluded, once per pass.
+Time starts when model and rows are loaded and a few rows have been scored. Memory is the peak of the process while
+a mix is scored above what was resident when the base had been loaded (what evaluate loads by itself is taken off).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -27,47 +35,59 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import workloads
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from finetune.data.encoding import Encoded
     from finetune.model.base import Base
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT / "data" / "general" / "train.jsonl"
-BATCH, WARM_UP = 8, 16
-SMOLLM2_135M = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
-}  # fmt: skip
-MODELS = ("tiny", "smollm2-135m-shape")
-Outcome = tuple[float, int]  # perplexity, tokens that it is a mean over
+BATCH, WARM_UP, BUDGET = 8, 4, 4096  # rows; rows; tokens: the default of train.micro_batch_tokens
+ROWS = {  # at least one full batch of Trainer's for the long ones
+    "tiny": {"pairs": 256, "long-prompts": 24, "chats": 24},
+    "smollm2-135m-shape": {"pairs": 48, "long-prompts": 8, "chats": 8},
+}
+PRECISIONS = {"nf4": ("nf4", "bfloat16"), "fp32": ("none", "float32")}
+
+
+class Outcome(NamedTuple):
+    perplexity: float  # of the adapter's pass, or of the only one
+    passes: int
+
+
 Measure = Callable[[Sequence["Encoded"]], Outcome]
+Round = dict[str, dict[str, float]]  # what was measured of each mix
 
 
-def run_finetune(base: Base, budget: int) -> Measure:
-    from finetune.training.scoring import score_rows
+def run_finetune(base: Base, model: PeftModel, options: argparse.Namespace) -> Measure:
+    from finetune.evaluation.perplexity import score_model
 
-    def measure(chosen: Sequence[Encoded]) -> Outcome:
-        scores = score_rows(base.model, chosen, budget, isolate=base.packs)
-        tokens = sum(score.tokens for score in scores)
-        return math.exp(math.fsum(score.nll for score in scores) / tokens), tokens
+    def measure(rows: Sequence[Encoded]) -> Outcome:
+        with model.disable_adapter():
+            score_model(base, rows, BUDGET)
+        scores = score_model(base, rows, BUDGET)
+        return Outcome(math.exp(math.fsum(scores.nll) / sum(scores.tokens)), 2)
 
     return measure
 
 
-def run_trainer(base: Base, budget: int) -> Measure:
+def run_trainer(base: Base, model: PeftModel, options: argparse.Namespace) -> Measure:
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    folder = tempfile.mkdtemp(dir=os.environ["BENCHMARK_FOLDER"])
+    folder = tempfile.mkdtemp(dir=options.folder)
     settings = TrainingArguments(output_dir=folder, report_to=[], use_cpu=True, disable_tqdm=True)
     assert settings.per_device_eval_batch_size == BATCH
-    trainer = Trainer(base.model, settings, data_collator=DataCollatorForSeq2Seq(base.tokenizer))
+    trainer = Trainer(model, settings, data_collator=DataCollatorForSeq2Seq(base.tokenizer))
 
-    def measure(chosen: Sequence[Encoded]) -> Outcome:
-        data = [{"input_ids": r.ids, "attention_mask": [1] * len(r.ids), "labels": _labels(r)} for r in chosen]
-        loss = trainer.evaluate(data)["eval_loss"]
-        return math.exp(loss), sum(sum(row.loss_mask[1:]) for row in chosen)
+    def measure(rows: Sequence[Encoded]) -> Outcome:
+        data = [{"input_ids": r.ids, "attention_mask": [1] * len(r.ids), "labels": _labels(r)} for r in rows]
+        with model.disable_adapter():
+            trainer.evaluate(data)
+        return Outcome(math.exp(trainer.evaluate(data)["eval_loss"]), 2)
 
     return measure
 
@@ -76,86 +96,93 @@ def _labels(row: Encoded) -> list[int]:
     return [token if trained else -100 for token, trained in zip(row.ids, row.loss_mask, strict=True)]
 
 
-def run_evaluate(base: Base, budget: int) -> Measure:
+def run_evaluate(base: Base, model: PeftModel, options: argparse.Namespace) -> Measure:
     import evaluate
 
-    folder = tempfile.mkdtemp(dir=os.environ["BENCHMARK_FOLDER"])
-    base.model.save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
-    metric = evaluate.load("perplexity", module_type="metric")
+    from finetune.model.hub import local_path
+    from finetune.recipe import BaseSection
 
-    def measure(chosen: Sequence[Encoded]) -> Outcome:
-        texts = [base.tokenizer.decode(row.ids) for row in chosen]
-        found = metric.compute(
-            model_id=folder, predictions=texts, batch_size=BATCH, add_start_token=False, device="cpu"
-        )
-        return float(found["mean_perplexity"]), sum(len(row.ids) - 1 for row in chosen)
+    folder = local_path(BaseSection(model=base.name))
+    metric = evaluate.load(str(options.metric), module_type="measurement")
+
+    def measure(rows: Sequence[Encoded]) -> Outcome:
+        texts = [base.tokenizer.decode(row.ids) for row in rows]
+        found = metric.compute(model_id=folder, data=texts, batch_size=BATCH, add_start_token=False, device="cpu")
+        return Outcome(float(found["mean_perplexity"]), 1)
 
     return measure
 
 
-CONTENDERS: dict[str, Callable[[Base, int], Measure]] = {
+CONTENDERS: dict[str, Callable[[Base, PeftModel, argparse.Namespace], Measure]] = {
     "finetune": run_finetune,
     "Trainer": run_trainer,
     "evaluate": run_evaluate,
 }
 
 
-def load(model: str, count: int) -> tuple[Base, list[Encoded]]:
-    """The base in fp32 without quantisation, and the first rows of general conversation."""
+def load(options: argparse.Namespace) -> tuple[Base, PeftModel]:
+    """The base as `finetune eval` loads it, and an adapter on it that changes what it says."""
     import torch
 
-    from finetune.data.dataset import load_rows
-    from finetune.data.examples import general_source
     from finetune.model.base import load_base
-    from finetune.recipe import BaseSection
+    from finetune.model.lora import attach
+    from finetune.recipe import AdapterSection, BaseSection
 
-    section = BaseSection(model="tiny", quantization="none", dtype="float32", device="cpu")
+    quantization, dtype = PRECISIONS[options.precision]
+    name = workloads.model_folder(options.shapes[0], Path(options.folder))
+    section = BaseSection.model_validate({"model": name, "quantization": quantization, "dtype": dtype})
     base = load_base(section, torch.device("cpu"))
-    if model != "tiny":
-        base = _reshaped(base)
-    rows = load_rows(general_source(str(DATA)), base.template, 1024)
-    return base, [rows[i] for i in range(min(count, len(rows)))]
+    model = attach(base, AdapterSection(), seed=0)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.01)
+    return base, model
 
 
-def _reshaped(base: Base) -> Base:
-    from dataclasses import replace
-
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**SMOLLM2_135M, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    model = LlamaForCausalLM(config).eval()
-    return replace(base, model=model.requires_grad_(False))
-
-
-def run_one(name: str, options: argparse.Namespace) -> None:
-    """The measured process."""
+def run_one(options: argparse.Namespace) -> None:
+    """The measured process: every mix of one shape."""
     import logging
 
     import torch
 
     logging.disable(logging.WARNING)
-    base, rows = load(options.model, options.rows)
+    base, model = load(options)
+    measure = CONTENDERS[options.run](base, model, options)
+    mixes = {mix: workloads.encoded(mix, count, base.template) for mix, count in ROWS[options.shapes[0]].items()}
     resident = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-    measure = CONTENDERS[name](base, options.budget)
-    loading = _timed(lambda: measure(rows[:WARM_UP]))[0]
-    again = _timed(lambda: measure(rows[:WARM_UP]))[0] if name == "evaluate" else 0.0
-    seconds, (value, counted) = _timed(lambda: measure(rows))
-    copy = sum(p.numel() * p.element_size() for p in base.model.parameters()) if name == "evaluate" else 0
-    result = {
-        # The metric loads the model within its call: what it takes for a few rows is taken off, memory too.
-        "seconds": seconds - min(loading, again) * (name == "evaluate"),
-        "perplexity": value,
-        "scored_tokens": counted,
-        "tokens": sum(len(row.ids) for row in rows),
-        "peak_mib": (_status("VmHWM") - resident) / 1024 - copy / 2**20,
-        "resident_mib": resident / 1024,
-        "threads": torch.get_num_threads(),
-    }
-    print(json.dumps(result))
+    loads = _timed(lambda: measure(mixes["pairs"][:1]))[0] if options.run == "evaluate" else 0.0
+    copy = sum(p.numel() for p in base.model.get_input_embeddings().parameters()) if options.run == "evaluate" else 0
+    copy = 2 * (copy + _linear_weights(base)) if copy else 0
+    found = {}
+    for mix, rows in mixes.items():
+        measure(rows[:WARM_UP])
+        if options.run == "evaluate":  # it loads the model within its call: the least time of that is taken off
+            loads = min(loads, _timed(lambda: measure(mixes["pairs"][:1]))[0])
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
+        seconds, outcome = _timed(lambda rows=rows: measure(rows))
+        seconds -= loads
+        tokens = sum(len(row.ids) for row in rows)
+        found[mix] = {
+            "tokens_per_s": outcome.passes * tokens / seconds,
+            "peak_mib": (_status("VmHWM") - resident) / 1024 - copy / 2**20,
+            "perplexity": outcome.perplexity,
+            "seconds": seconds,
+            "passes": outcome.passes,
+            "rows": len(rows),
+            "tokens": tokens,
+            "trained_share": sum(sum(row.loss_mask[1:]) for row in rows) / tokens,
+            "resident_mib": resident / 1024,
+            "threads": torch.get_num_threads(),
+        }
+    print(json.dumps(found))
+
+
+def _linear_weights(base: Base) -> int:
+    from finetune.model.base import linear4bit_layers
+
+    return sum(layer.in_features * layer.out_features for layer in linear4bit_layers(base.model))
 
 
 def _timed(work: Callable[[], Outcome]) -> tuple[float, Outcome]:
@@ -170,15 +197,16 @@ def _status(key: str) -> int:
     return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
 
 
-def measure_in_turn(options: argparse.Namespace, folder: str) -> dict[str, list[dict[str, float]]]:
-    """Every contender once per round, each in a process of its own."""
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "FINETUNE_CACHE": folder,
-        "BENCHMARK_FOLDER": folder,
-    }  # fmt: skip
-    names = [name for name in CONTENDERS if name != "evaluate" or find_spec("evaluate")]
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    settings = [f"--{key}={getattr(options, key)}" for key in ("model", "rows", "budget")]
+def measure_in_turn(options: argparse.Namespace, shape: str, folder: str) -> dict[str, list[Round]]:
+    """Every contender once per round, each in a process of its own: [contender][round][mix]."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": folder}
+    if "PYTHONPATH" in os.environ:
+        environment["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
+    names = [name for name in CONTENDERS if name != "evaluate" or (options.metric and find_spec("evaluate"))]
+    found: dict[str, list[Round]] = {name: [] for name in names}
+    workloads.model_folder(shape, Path(folder))
+    settings = ["--folder", folder, "--shapes", shape, "--precision", options.precision]
+    settings += ["--metric", str(options.metric)] if options.metric else []
     for _ in range(options.rounds):
         for name, results in found.items():
             command = [sys.executable, __file__, "--run", name, *settings]
@@ -189,55 +217,67 @@ def measure_in_turn(options: argparse.Namespace, folder: str) -> dict[str, list[
     return found
 
 
-def summary(found: dict[str, list[dict[str, float]]]) -> dict[str, object]:
-    """Medians of each contender, and how the others compare with finetune."""
+def summary(found: dict[str, list[Round]], mix: str) -> dict[str, object]:
+    """Medians of each contender over the rounds, and how they compare with finetune."""
     medians = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()
+        name: {key: statistics.median(run[mix][key] for run in runs) for key in runs[0][mix]}
+        for name, runs in found.items()
     }
-    ours = medians["finetune"]
-    table: dict[str, object] = {"evaluate": "not measured"}
+    ours, table = medians["finetune"], {}
     for name, row in medians.items():
         table[name] = {
             **row,
-            "tokens_per_s": row["tokens"] / row["seconds"],
-            "seconds_of_each_round": [run["seconds"] for run in found[name]],
-            "times_as_long_as_finetune": row["seconds"] / ours["seconds"],
-            "times_the_memory_of_finetune": row["peak_mib"] / ours["peak_mib"],
+            "tokens_per_s_of_each_round": [run[mix]["tokens_per_s"] for run in found[name]],
+            "finetune_is_times_as_fast": ours["tokens_per_s"] / row["tokens_per_s"],
+            "finetune_takes_of_its_memory": ours["peak_mib"] / row["peak_mib"],
             "perplexity_against_finetune": row["perplexity"] / ours["perplexity"] - 1,
         }
-    return {name: table[name] for name in CONTENDERS}
+    return {name: table.get(name, "not measured: no --metric, or evaluate is not installed") for name in CONTENDERS}
+
+
+def show(shape: str, mix: str, results: dict[str, object]) -> None:
+    """Print one line per contender."""
+    for name, row in results.items():
+        if not isinstance(row, dict):
+            print(f"{shape:18} {mix:12} {name:8} {row}")
+            continue
+        print(
+            f"{shape:18} {mix:12} {name:8} {row['tokens_per_s']:8,.0f} tokens/s (finetune: "
+            f"{row['finetune_is_times_as_fast']:5.2f} x), {row['peak_mib']:6.0f} MiB above the base (finetune: "
+            f"{row['finetune_takes_of_its_memory']:5.2f} x), perplexity {row['perplexity']:.4f}",
+            flush=True,
+        )
 
 
 def main() -> None:
     """Print the table; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="tiny")
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget", type=int, default=4096, help="tokens of a packed row: train.micro_batch_tokens")
+    parser.add_argument("--shapes", nargs="+", choices=workloads.SHAPES, default=list(workloads.SHAPES))
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="nf4", help="nf4: with bf16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--metric", type=Path, help="the perplexity script of the evaluate library")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--run", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        run_one(options.run, options)
+        run_one(options)
         return
+    results: dict[str, dict[str, dict[str, object]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        results = summary(measure_in_turn(options, folder))
-    for name, row in results.items():
-        if not isinstance(row, dict):
-            print(f"{name:>9} {row}")
-            continue
-        print(f"{name:>9} {row['tokens_per_s']:9,.0f} tokens/s, {row['times_as_long_as_finetune']:5.2f} x the time, "
-              f"{row['peak_mib']:6.0f} MiB above the base ({row['times_the_memory_of_finetune']:.2f} x), "
-              f"perplexity {row['perplexity']:.4f} ({row['perplexity_against_finetune']:+.3%})")  # fmt: skip
+        for shape in options.shapes:
+            found = measure_in_turn(options, shape, folder)
+            results[shape] = {mix: summary(found, mix) for mix in workloads.MIXES}
+            for mix, table in results[shape].items():
+                show(shape, mix, table)
     if options.output:
         _write(options, results)
 
 
-def _write(options: argparse.Namespace, results: dict[str, object]) -> None:
+def _write(options: argparse.Namespace, results: dict[str, dict[str, dict[str, object]]]) -> None:
     from finetune.provenance import versions
 
-    settings = {key: getattr(options, key) for key in ("model", "rows", "rounds", "budget")}
+    settings = {"precision": options.precision, "rounds": options.rounds, "budget": BUDGET}
     text = json.dumps({"machine": _processor(), "versions": versions(), **settings, "results": results}, indent=1)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text + "\n", encoding="utf-8")

@@ -88,6 +88,13 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     _sync(target.parent)
 
 
+def cache_folder(kind: str) -> Path:
+    """Return the folder for one kind of things that can be made again: below $FINETUNE_CACHE, else the user's cache."""
+    named = os.environ.get("FINETUNE_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(named) if named else base / "finetune") / kind
+
+
 def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -7,33 +7,31 @@ whole Recipe.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftModel
 
+from finetune.comparison import (
+    answer_all,
+    evaluation_of,
+    make_field,
+    name_earlier,
+    recalled,
+    run_all_tasks,
+    score_all,
+    window_of,
+)
 from finetune.data.batches import TrainingRows
 from finetune.data.dataset import Dataset, Rows, load_dataset, load_rows
-from finetune.data.encoding import Encoded
 from finetune.data.examples import ANY_LENGTH, general_source
-from finetune.data.tokens import cache_folder
-from finetune.errors import AdapterError, RecipeError
-from finetune.evaluation.baseline import MARGIN, hold_against, read_baseline, refuse_mismatch
-from finetune.evaluation.gates import apply_gates, check_gates
-from finetune.evaluation.perplexity import score_pair
-from finetune.evaluation.report import (
-    Perplexity,
-    Report,
-    Sample,
-    Versions,
-    perplexity_block,
-    prompts_block,
-    samples_of,
-    write_report,
-)
-from finetune.evaluation.suite import Prompt, grade, load_prompts
+from finetune.errors import AdapterError, FinetuneError, RecipeError
+from finetune.evaluation.folder import is_report, read_evaluation, write_report
+from finetune.evaluation.gates import apply_gates, gates_of
+from finetune.evaluation.report import Evaluation, Report
+from finetune.evaluation.suite import load_prompts, refuse_equal_answers
+from finetune.evaluation.tasks import check_tasks
 from finetune.files import atomic_write_text
 from finetune.model.base import Base, assert_trainable_through, load_base
 from finetune.model.device import make_accelerator, pick_device
@@ -41,24 +39,30 @@ from finetune.model.lora import Parameters, attach, count_parameters
 from finetune.model.readme import render_readme
 from finetune.model.store import CARD, Card, StoredAdapter, find_adapter, metrics_of, save_folder
 from finetune.model.tokenizer import load_chat_template
-from finetune.provenance import now, versions
 from finetune.recipe import EvalSection, Recipe, dump_recipe
-from finetune.records import card_of, conditions_of, evaluated_files, run_key
-from finetune.serving.assistant import Assistant
+from finetune.records import card_of, heading_of, hyperparameters, run_key
 from finetune.training.loop import TrainingJob, TrainResult
 from finetune.training.loop import train as run_loop
 from finetune.training.telemetry import Emit, Event, NoticeEvent, plot_loss, write_log
 
-MAX_WINDOW = 1024  # tokens of general text that are scored at a time
 
-
-def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> StoredAdapter:
+def train(
+    recipe: Recipe,
+    *,
+    emit: Emit | None = None,
+    fresh: bool = False,
+    checkpoint_every: int = 100,
+    trackers: Sequence[str] = (),
+) -> StoredAdapter:
     """Train the recipe's adapter and write its folder; resumes an interrupted run of the same recipe.
 
-    `fresh` discards what an interrupted run left. Raises FinetuneError; see finetune.errors.
+    `fresh` discards what an interrupted run left. `checkpoint_every`: optimizer steps between checkpoints to resume
+    from. `trackers`: accelerate's names, such as tensorboard. Raises FinetuneError; see finetune.errors.
     """
+    if checkpoint_every < 1:
+        raise FinetuneError(f"checkpoint_every is {checkpoint_every}", fix="give 1 step or more")
     emit = emit or _silent
-    accelerator = make_accelerator(recipe.base, recipe.train.trackers, Path(recipe.output) / "trackers")
+    accelerator = make_accelerator(trackers, Path(recipe.output) / "trackers")
     target = Path(recipe.output) / recipe.name
     checkpoint = Path(recipe.output) / f"{recipe.name}.checkpoint"
     _check_writable(target)
@@ -66,11 +70,11 @@ def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> S
     with accelerator.main_process_first():  # the others read what it has put into the cache
         dataset = load_dataset(recipe.data, template)
     base = load_base(recipe.base, accelerator.device, template)
-    job = _job(recipe, base, dataset, checkpoint, emit)
+    job = _job(recipe, base, dataset, checkpoint, checkpoint_every, emit)
     if fresh and accelerator.is_main_process:
         shutil.rmtree(checkpoint, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("finetune", json.loads(recipe.model_dump_json(exclude={"eval"})))
+    accelerator.init_trackers("finetune", hyperparameters(recipe))
     parameters = count_parameters(job.model)
     emit(NoticeEvent(_describe(parameters, job)))
     result = run_loop(job, accelerator, emit)
@@ -83,63 +87,70 @@ def train(recipe: Recipe, *, emit: Emit | None = None, fresh: bool = False) -> S
     return find_adapter(str(target))
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (each is an option of finetune eval)
     recipe: Recipe,
     adapter: StoredAdapter | str | None = None,
     *,
     baseline: str | Path | None = None,
-    margin: float = MARGIN,
+    compare: Sequence[str | Path] = (),
+    repeat: int = 1,
+    fresh: bool = False,
     emit: Emit | None = None,
 ) -> tuple[Report, Path]:
     """Compare an adapter with its base, write the report and return it with its folder.
 
     `adapter` is a name in the recipe's output folder or a folder; default: the recipe's own.
-    `baseline`: an earlier report folder; a pass rate more than `margin` below its own fails.
+    `baseline`: an earlier report folder that gates hold the adapter against. `compare`: further adapters
+    or report folders to set beside it. `repeat`: answers to each prompt that does not say itself how many.
+    What an earlier or interrupted evaluation has computed is not computed again, unless `fresh`.
     """
     emit = emit or _silent
-    check_gates(recipe.eval)
+    gates = gates_of(recipe.eval, baseline=baseline is not None)
     stored = adapter if isinstance(adapter, StoredAdapter) else find_adapter(adapter or recipe.name, recipe.output)
+    prompts = load_prompts(recipe.eval.prompts, recipe.data.system) if recipe.eval.prompts else ()
+    refuse_equal_answers(prompts, repeat, recipe.generation.temperature)
+    if recipe.eval.tasks:
+        check_tasks(recipe.eval.tasks)
+    others, earlier = _opponents(recipe.output, baseline, compare)
     template = load_chat_template(recipe.base)
     dataset = load_dataset(recipe.data, template)
-    prompts = load_prompts(recipe.eval.prompts, recipe.data.system) if recipe.eval.prompts else ()
-    bar = read_baseline(baseline) if baseline is not None else None
-    base = load_base(recipe.base, pick_device(recipe.base), template)
-    conditions = conditions_of(recipe, base, dataset)
-    if bar is not None:
-        refuse_mismatch(bar, conditions, prompts)
-    bot = Assistant(base, [stored.folder])
-    heldout, ordinary = dataset.heldout, _general_rows(recipe.eval, base, emit)
+    base = load_base(recipe.base, pick_device(), template)
+    heading = heading_of(recipe, stored.name, base, dataset)
+    named = name_earlier(earlier, heading.conditions, prompts)
+    field = make_field(recipe.base, base, [stored, *others], named, fresh=fresh)
+    heldout, general = dataset.heldout, _general_rows(recipe.eval, base, emit)
     if heldout.dropped:
         emit(NoticeEvent(f"{heldout.dropped} held-out rows are longer than data.max_length and were left out"))
-    emit(NoticeEvent(f"scoring {len(heldout)} held-out and {len(ordinary or ())} general rows, base and adapter"))
-    perplexity = _perplexity(bot, stored, heldout, ordinary, recipe.train.micro_batch_tokens)
-    report = Report(
-        name=stored.name,
-        base=base.name,
-        created=now(),
-        versions=Versions(**versions()),
-        seed=recipe.seed,
-        generation=recipe.generation,
-        data=evaluated_files(dataset, recipe.eval),
-        conditions=conditions,
-        perplexity=perplexity,
-        prompts=None,
-    )
-    samples: tuple[Sample, ...] = ()
+    emit(NoticeEvent(f"scoring {len(heldout)} held-out and {len(general or ())} general rows: {field.who}"))
+    scores = score_all(field, heldout, general, recipe.train.micro_batch_tokens)
     if prompts:
-        emit(NoticeEvent(f"answering {len(prompts)} prompts with the base and with {stored.name}"))
-        report, samples = _answer_prompts(report, bot, stored, prompts, recipe)
-    report = apply_gates(recipe.eval.gates, report)
-    if bar is not None:
-        report = hold_against(bar, report, samples, margin)
-    folder = stored.folder / "report"
-    curve = stored.folder / "loss.png"
-    write_report(folder, report, samples, curve if curve.exists() else None)
-    _publish_metrics(stored, report)
-    return report, folder
+        emit(NoticeEvent(f"answering {len(prompts)} prompts: {field.who}"))
+    samples = answer_all(field, prompts, recipe, repeat)
+    if kept := recalled(field):
+        emit(NoticeEvent(kept))
+    if recipe.eval.tasks:
+        emit(NoticeEvent(f"running {', '.join(recipe.eval.tasks)}: {field.who}"))
+    tasks = run_all_tasks(field, recipe)
+    if cut := [score.task for score in tasks.get(stored.name, ()) if score.truncated]:
+        emit(NoticeEvent(f"{', '.join(dict.fromkeys(cut))}: prompts that do not fit the model were cut on the left"))
+    found = apply_gates(gates, evaluation_of(field, heading, scores, samples, tasks), next(iter(named), None))
+    curve, folder = stored.folder / "loss.png", stored.folder / "report"
+    write_report(folder, found, loss_png=curve if curve.exists() else None, recipe=dump_recipe(recipe))
+    _publish_metrics(stored, found.report)
+    return found.report, folder
 
 
-def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, emit: Emit) -> TrainingJob:
+def _opponents(
+    store: str, baseline: str | Path | None, compare: Sequence[str | Path]
+) -> tuple[list[StoredAdapter], dict[str, Evaluation]]:
+    """Find the adapters and read the reports that take part, the baseline first."""
+    reports = [str(baseline)] if baseline is not None else []
+    reports += [str(place) for place in compare if is_report(place)]
+    adapters = [find_adapter(str(place), store) for place in compare if not is_report(place)]
+    return adapters, {place: read_evaluation(place) for place in reports}
+
+
+def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, every: int, emit: Emit) -> TrainingJob:
     limit = recipe.data.max_length
     if base.max_positions is not None and limit > base.max_positions:
         raise RecipeError(
@@ -152,7 +163,7 @@ def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, emit: E
         emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: one example per row, which is slower"))
     model = attach(base, recipe.adapter, recipe.seed)
     key = run_key(recipe, base, dataset)
-    return TrainingJob(base, model, rows, dataset.heldout, recipe.train, recipe.seed, checkpoint, key)
+    return TrainingJob(base, model, rows, dataset.heldout, recipe.train, recipe.seed, checkpoint, every, key)
 
 
 def _report_dropped(dataset: Dataset, limit: int, emit: Emit) -> None:
@@ -166,16 +177,11 @@ def _report_dropped(dataset: Dataset, limit: int, emit: Emit) -> None:
 def _general_rows(section: EvalSection, base: Base, emit: Emit) -> Rows | None:
     if section.general is None:
         return None
-    rows, window = load_rows(general_source(section.general), base.template, ANY_LENGTH), _window(base)
+    rows, window = load_rows(general_source(section.general), base.template, ANY_LENGTH), window_of(base)
     if long := int((rows.tokens.lengths > window).sum()):
         what = f"{long} general rows are longer than {window} tokens and are scored in windows of so many"
         emit(NoticeEvent(f"{what}, each with half a window of context"))
     return rows
-
-
-def _window(base: Base) -> int:
-    """Tokens that general text is scored in at a time."""
-    return min(MAX_WINDOW, base.max_positions or MAX_WINDOW)
 
 
 def _write_adapter(folder: Path, recipe: Recipe, model: PeftModel, card: Card, result: TrainResult) -> None:
@@ -188,28 +194,6 @@ def _write_adapter(folder: Path, recipe: Recipe, model: PeftModel, card: Card, r
     (folder / "README.md").write_text(render_readme(card), encoding="utf-8")
     write_log(folder / "log.jsonl", result.log)
     plot_loss(result.log, folder / "loss.png", f"{recipe.name}: loss on {recipe.base.model}")
-
-
-def _perplexity(
-    bot: Assistant, stored: StoredAdapter, heldout: Sequence[Encoded], general: Sequence[Encoded] | None, budget: int
-) -> Perplexity:
-    with bot.adapted(stored.name) as model:
-        return Perplexity(
-            heldout=perplexity_block(*score_pair(bot.base, model, heldout, budget)),
-            general=perplexity_block(*score_pair(bot.base, model, general, budget, _window(bot.base)))
-            if general
-            else None,
-        )
-
-
-def _answer_prompts(
-    report: Report, bot: Assistant, stored: StoredAdapter, prompts: tuple[Prompt, ...], recipe: Recipe
-) -> tuple[Report, tuple[Sample, ...]]:
-    conversations = [prompt.messages for prompt in prompts]
-    verdicts = cache_folder() / "judge"  # what a judge said of an answer holds for the next evaluation, too
-    before = grade(prompts, bot.answer(conversations, None, recipe.generation, recipe.seed), verdicts)
-    after = grade(prompts, bot.answer(conversations, stored.name, recipe.generation, recipe.seed), verdicts)
-    return report.model_copy(update={"prompts": prompts_block(before, after)}), samples_of(before, after)
 
 
 def _publish_metrics(stored: StoredAdapter, report: Report) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from finetune.data.dataset import Dataset
+from finetune.evaluation.report import Heading, Versions, storable
 from finetune.files import sha256_file
 from finetune.model.base import Base
 from finetune.model.lora import Parameters
@@ -18,16 +20,26 @@ from finetune.training.loop import TrainingJob, TrainResult
 
 def run_key(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
     """What must be equal for a checkpoint to go on as if nothing had happened."""
-    sections = recipe.model_dump(mode="json", exclude={"eval", "generation", "output", "name"})
-    sections["train"].pop("trackers")
-    sections["train"].pop("checkpoint_every")
-    flat = {f"{s}.{k}": v for s, keys in sections.items() if isinstance(keys, dict) for k, v in keys.items()}
+    flat = _settings(recipe, {"eval", "generation"})
     return {
         **{name: json.dumps(value) for name, value in flat.items()},
         "seed": str(recipe.seed),
         **{f"contents of {name}": digest for name, digest in dataset.sha256.items()},
         "base": hashlib.sha256(json.dumps(base.fingerprint, sort_keys=True).encode()).hexdigest(),
     }
+
+
+def hyperparameters(recipe: Recipe) -> dict[str, str | float | bool | None]:
+    """What a tracker is told about a run; trackers take single values alone, so lists become JSON."""
+    flat = _settings(recipe, {"eval"})
+    single = {name: json.dumps(v) if isinstance(v, list | dict) else v for name, v in flat.items()}
+    return {"name": recipe.name, "seed": recipe.seed, **single}
+
+
+def _settings(recipe: Recipe, without: set[str]) -> dict[str, Any]:
+    """The keys of the sections, dotted, and their values as JSON has them."""
+    sections = recipe.model_dump(mode="json", exclude=without)
+    return {f"{s}.{k}": v for s, keys in sections.items() if isinstance(keys, dict) for k, v in keys.items()}
 
 
 def card_of(
@@ -59,7 +71,21 @@ def card_of(
     )
 
 
-def conditions_of(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
+def heading_of(recipe: Recipe, name: str, base: Base, dataset: Dataset) -> Heading:
+    """What a report says about itself before anything is measured."""
+    return Heading(
+        name=storable(name),
+        base=storable(base.name),
+        created=now(),
+        versions=Versions(**versions()),
+        seed=recipe.seed,
+        generation=recipe.generation,
+        data={storable(file): digest for file, digest in _evaluated_files(dataset, recipe.eval).items()},
+        conditions=_conditions(recipe, base, dataset),
+    )
+
+
+def _conditions(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
     """What changes the answers, the scored tokens or both, the adapter apart."""
     general = recipe.eval.general
     settings = {
@@ -75,6 +101,6 @@ def conditions_of(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str
     return {name: str(value) for name, value in settings.items()}
 
 
-def evaluated_files(dataset: Dataset, section: EvalSection) -> dict[str, str]:
+def _evaluated_files(dataset: Dataset, section: EvalSection) -> dict[str, str]:
     extra = [name for name in (section.prompts, section.general) if name]
     return {**dataset.sha256, **{name: sha256_file(name) for name in extra}}

@@ -30,6 +30,14 @@ CHAT_TEMPLATE = (
 
 
 @pytest.fixture(scope="session", autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Also where there is a GPU: equalities are bit for bit, and processes that tests start inherit it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A token cache of the tests' own; processes that tests start inherit it."""
     with pytest.MonkeyPatch.context() as patch:
@@ -100,14 +108,14 @@ def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, **sh
 @pytest.fixture
 def base(model_folder: Path) -> Base:
     """The random Llama in NF4, computing in float32 so that equalities can be tight."""
-    section = BaseSection(model=str(model_folder), dtype="float32", device="cpu")
+    section = BaseSection(model=str(model_folder), dtype="float32")
     return load_base(section, torch.device("cpu"))
 
 
 @pytest.fixture
 def plain_base(model_folder: Path) -> Base:
     """The same without quantisation."""
-    section = BaseSection(model=str(model_folder), quantization="none", dtype="float32", device="cpu")
+    section = BaseSection(model=str(model_folder), quantization="none", dtype="float32")
     return load_base(section, torch.device("cpu"))
 
 
@@ -144,5 +152,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def make_base(model_folder: Path) -> MakeBase:
     """The random Llama in NF4, loaded anew at each call: an adapter changes the model it is put on."""
-    section = BaseSection(model=str(model_folder), dtype="float32", device="cpu")
+    section = BaseSection(model=str(model_folder), dtype="float32")
     return lambda: load_base(section, torch.device("cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,51 +45,58 @@ def run(step: str, folder: Path, **environment: str) -> Ran:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
-    """A folder with a recipe and its adapter after two steps."""
+    """A folder with a recipe, its adapter after two steps, and an earlier report."""
     folder = tmp_path_factory.mktemp("action")
     rows = [{"instruction": f"Give me {n} pizzas", "output": f"You get {n} pizzas."} for n in range(60)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "recipe.yaml").write_text(
-        f"name: pizza\nbase: {{model: {model_folder}, device: cpu}}\ntrain: {{max_steps: 2, batch_size: 4}}\n"
+        f"name: pizza\nbase: {{model: {model_folder}}}\ntrain: {{max_steps: 2, batch_size: 4}}\n"
         "data: {path: rows.jsonl, heldout: 0.3, max_length: 64}\n"
         "eval: {gates: {perplexity.heldout.ratio: {at_most: 1000}}}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         pipeline.train(load_recipe("recipe.yaml"))
+        pipeline.evaluate(load_recipe("recipe.yaml"))
+    shutil.move(folder / "adapters" / "pizza" / "report", folder / "main report")
     return folder
 
 
-def evaluate(folder: Path, overrides: str = "", adapter: str = "") -> Ran:
-    inputs = {"RECIPE": "recipe.yaml", "ADAPTER": adapter, "OVERRIDES": overrides, "ALLOW_INCONCLUSIVE": "false"}
-    return run("evaluate", folder, **inputs)
+def evaluate(folder: Path, overrides: str = "", **inputs: str) -> Ran:
+    given = {"ADAPTER": "", "BASELINE": "", "ALLOW_INCONCLUSIVE": "false", **inputs}
+    return run("evaluate", folder, RECIPE="recipe.yaml", OVERRIDES=overrides, **given)
 
 
 def test_a_good_adapter_passes_and_its_report_is_in_the_summary(trained: Path) -> None:
-    ran = evaluate(trained, adapter="pizza")
+    ran = evaluate(trained, ADAPTER="pizza", BASELINE="main report")
     assert (ran.code, ran.outputs["verdict"]) == (0, "pass"), ran.out
     assert set(ran.outputs) == set(ACTION["outputs"])
     assert ran.outputs["report"] == "adapters/pizza/report"
     assert (trained / ran.outputs["comment"]).read_text() == ran.summary
     assert "perplexity" in ran.summary
+    gates = json.loads((trained / "adapters/pizza/report/report.json").read_text())["gates"]
+    assert [gate["bound"].split()[0] for gate in gates] == ["at_most", "no_worse_than_baseline"]
     assert (trained / "adapters/pizza/report/junit.xml").exists()
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code", "verdict"),
+    ("overrides", "allow", "code", "verdict"),
     [
-        ("\nseed=1\neval.gates.perplexity.heldout.ratio.at_most=0.0001\n", 1, "fail"),
-        ("data.path=none.jsonl", 2, "error"),
+        ("\nseed=1\neval.gates.perplexity.heldout.ratio.at_most=0.0001\n", "true", 1, "fail"),
+        ("data.path=none.jsonl", "true", 2, "error"),
+        ("eval.gates={perplexity.heldout: {at_least: 2, at_most: MEASURED}}", "true", 0, "inconclusive"),
     ],
 )
-def test_the_exit_code_is_the_verdict_s(trained: Path, overrides: str, code: int, verdict: str) -> None:
-    ran = evaluate(trained, overrides)
+def test_the_exit_code_is_the_verdict_s(trained: Path, overrides: str, allow: str, code: int, verdict: str) -> None:
+    report = json.loads((trained / "adapters/pizza/report/report.json").read_text())
+    measured = str(report["perplexity"]["heldout"]["adapter"]["value"])  # no interval lies wholly on a side of it
+    ran = evaluate(trained, overrides.replace("MEASURED", measured), ALLOW_INCONCLUSIVE=allow)
     assert (ran.code, ran.outputs["verdict"]) == (code, verdict), ran.out
     assert bool(ran.summary) == (verdict != "error")
 
 
 def test_inputs_are_never_read_as_shell(trained: Path) -> None:
-    ran = evaluate(trained, overrides="name=$(touch stolen)", adapter="`touch stolen`")
+    ran = evaluate(trained, "name=$(touch stolen)", ADAPTER="`touch stolen`", BASELINE="`touch stolen`")
     assert ran.code == 2
     assert not (trained / "stolen").exists()
     for step in STEPS:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from finetune import cli, pipeline
@@ -47,7 +46,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_folder: Path, 
     """A sound recipe in an otherwise empty working folder; tests break one thing of it."""
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(
-        f"name: pizza\nbase: {{model: {model_folder}, dtype: float32, device: cpu}}\n"
+        f"name: pizza\nbase: {{model: {model_folder}, dtype: float32}}\n"
         f"data: {{path: {jsonl.name}, heldout: 0.3, max_length: 64}}\n"
         "train: {max_steps: 2, batch_size: 4}\n"
     )
@@ -83,7 +82,7 @@ def assert_refused(done: Done, *words: str) -> None:
         ("base.model=./none", ["./none: no such folder; looked for /"]),
         ("base.model=no/such/thing", ["no/such/thing: no such folder"]),
         ("adapter.target_modules=[q_porj]", ["['q_porj'] match no linear layer; this model has", "q_proj"]),
-        ("train.trackers=[nothing]", ["train.trackers ['nothing']"]),
+        ("base.device=cpu", ["base.device: no such key; there is none, because the GPU is used if there is one"]),
     ],
 )
 def test_a_bad_value_stops_the_training(run: Run, recipe: Path, change: str, words: list[str]) -> None:
@@ -149,9 +148,13 @@ def test_a_file_where_the_adapter_should_go(run: Run, recipe: Path) -> None:
     assert_refused(done, "adapters/pizza", "a file stands where the adapter folder belongs")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_an_absent_gpu(run: Run, recipe: Path) -> None:
-    assert_refused(run("train", str(recipe), "base.device=cuda"), "base.device is cuda, but no GPU", "cpu or auto")
+def test_options_of_a_run_that_cannot_be(run: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run("train", str(recipe), "--tracker", "nothing")
+    assert_refused(done, "--tracker nothing: accelerate has no such tracker; there are aim")
+    done = run("train", str(recipe), "--checkpoint-every", "0")
+    assert (done.code, "--checkpoint-every" in done.err) == (2, True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "maybe")
+    assert_refused(run("train", str(recipe)), "ACCELERATE_USE_CPU is 'maybe', neither true nor false")
 
 
 def test_folders_that_hold_no_model(run: Run, recipe: Path, model_folder: Path) -> None:

@@ -18,14 +18,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from its own folder and from what stands to its left; one group may not import itself.
 ORDER = (
     {"errors"},
-    {"files", "hubs", "provenance"},
+    {"files", "hubs", "journal"},
+    {"provenance"},
     {"recipe"},
     {"data"},
     {"model"},
     {"training"},
     {"evaluation"},
     {"serving"},
-    {"inspection", "records"},
+    {"comparison", "inspection", "records"},
     {"pipeline"},
     {"terminal"},
     {"cli"},

@@ -138,20 +138,19 @@ def test_resumed_is_uninterrupted_bit_for_bit(
 ) -> None:
     """Also with dropout, whose random state is part of the checkpoint."""
     adapter = AdapterSection(r=4, alpha=8.0, dropout=0.1)
-    section = SECTION.model_copy(update={"checkpoint_every": 3})
     base = make_base()
-    whole = make_job(base, encoded(base, examples), tmp_path / "whole", section, adapter)
+    whole = make_job(base, encoded(base, examples), tmp_path / "whole", SECTION, adapter, 3)
     whole_log = run(whole).log
 
     base = make_base()
-    first = make_job(base, encoded(base, examples), tmp_path / "parts", section, adapter)
+    first = make_job(base, encoded(base, examples), tmp_path / "parts", SECTION, adapter, 3)
     with pytest.raises(Interrupted) as stopped:
         _run_until(first, step=4)
     assert stopped.value.exit_code == 143
     torch.manual_seed(999)  # another process starts with another random state
 
     base = make_base()
-    second = make_job(base, encoded(base, examples), tmp_path / "parts", section, adapter)
+    second = make_job(base, encoded(base, examples), tmp_path / "parts", SECTION, adapter, 3)
     second_log = run(second).log
     for name, tensor in weights(whole.model).items():
         assert torch.equal(tensor, weights(second.model)[name]), name

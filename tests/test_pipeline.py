@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from finetune.errors import AdapterError, DataError, Interrupted
-from finetune.evaluation.report import read_report
+from finetune.errors import AdapterError, DataError, Interrupted, RecipeError
+from finetune.evaluation.folder import read_report
 from finetune.files import sha256_file
 from finetune.model.store import find_adapter, list_adapters
 from finetune.pipeline import evaluate, train
@@ -34,7 +34,7 @@ def recipe(model_folder: Path, jsonl: Path, tmp_path: Path) -> Recipe:
     (tmp_path / "general.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
     (tmp_path / "replay.jsonl").write_text((json.dumps({"messages": general}) + "\n") * 3)
     (tmp_path / "recipe.yaml").write_text(
-        f"name: shop\noutput: {tmp_path / 'adapters'}\nbase: {{model: {model_folder}, dtype: float32, device: cpu}}\n"
+        f"name: shop\noutput: {tmp_path / 'adapters'}\nbase: {{model: {model_folder}, dtype: float32}}\n"
         f"data:\n  path: {jsonl}\n  heldout: 0.2\n  max_length: 128\n  system: Be brief.\n"
         f"  mix: [{{path: {tmp_path / 'replay.jsonl'}, weight: 0.2}}]\n"
         "adapter: {r: 4}\ntrain: {epochs: 8, batch_size: 8, learning_rate: 1e-2}\n"
@@ -79,7 +79,9 @@ def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recip
         "report.md",
         "report.html",
         "junit.xml",
+        "samples.csv",
         "samples.jsonl",
+        "scores.json",
     }
     assert read_report(folder) == report
     raw = json.loads((folder / "report.json").read_text())
@@ -88,15 +90,49 @@ def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recip
     assert card.metrics["perplexity.heldout.ratio"]["value"] == report.perplexity.heldout.ratio.value
     assert "perplexity.heldout" in (adapter.folder / "README.md").read_text()
 
-    shutil.copytree(folder, tmp_path / "old")
-    again, _ = evaluate(recipe, baseline=tmp_path / "old", margin=0.9)
-    assert (again.gates[-1].metric, again.gates[-1].value) == ("prompts.drop", 0.0)
-    other = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 3})})
-    with pytest.raises(DataError, match=r"generation\.max_new_tokens: the baseline has"):
-        evaluate(other, baseline=tmp_path / "old")
-
     strict = recipe.model_copy(update={"eval": load_gates(recipe, "perplexity.heldout.ratio", 0.0001)})
     assert evaluate(strict)[0].verdict == "fail"
+
+
+def test_an_evaluation_beside_an_earlier_one_with_repeats_and_tasks(recipe: Recipe, tmp_path: Path) -> None:
+    train(recipe)
+    report, folder = evaluate(recipe)
+    shutil.copytree(folder, tmp_path / "old")
+    again, _ = evaluate(recipe, baseline=tmp_path / "old")
+    gate = again.gates[-1]
+    old = f"shop of {report.created[:10]}"
+    assert (gate.metric, gate.bound, gate.value) == ("prompts.pass_rate", f"no_worse_than_baseline 0.05 ({old})", 0.0)
+    assert [(rival.name, rival.kind) for rival in again.rivals] == [(old, "report")]
+    beside, _ = evaluate(recipe, compare=[tmp_path / "old", tmp_path / "old" / "report.json"])
+    assert [rival.name for rival in beside.rivals] == [old, f"{old} in {tmp_path / 'old' / 'report.json'}"]
+    other = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 3})})
+    with pytest.raises(DataError, match=r"generation\.max_new_tokens: the earlier one has"):
+        evaluate(other, baseline=tmp_path / "old")
+    with pytest.raises(RecipeError, match="2 times at temperature 0"):
+        evaluate(recipe, repeat=2)
+    warm = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"temperature": 0.5})})
+    repeats = evaluate(warm, repeat=3)[0].prompts
+    assert repeats is not None
+    assert (repeats.adapter.total, repeats.repeats.k if repeats.repeats else 0) == (6, 3)
+
+    tasked = evaluate(recipe.model_copy(update={"eval": with_task(recipe, tmp_path)}), compare=[tmp_path / "old"])[0]
+    assert [(score.task, score.metric, score.samples) for score in tasked.tasks] == [("orders", "acc", 3)]
+    assert tasked.tasks[0].adapter >= tasked.tasks[0].base
+    assert tasked.rivals[0].tasks == ()
+    unknown = recipe.eval.model_copy(update={"tasks": ("arc_eazy",)})
+    with pytest.raises(RecipeError, match="arc_easy"):
+        evaluate(recipe.model_copy(update={"eval": unknown}))
+
+
+def with_task(recipe: Recipe, folder: Path) -> object:
+    rows = [{"question": f"Give me {n} pizzas", "choices": ["no", f"You get {n} pizzas."]} for n in (1, 2, 3)]
+    (folder / "orders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "orders.yaml").write_text(
+        f"task: orders\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {folder / 'orders.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{question}}'\ndoc_to_choice: '{{choices}}'\n"
+        "doc_to_target: 1\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    return recipe.eval.model_copy(update={"tasks": (str(folder / "orders.yaml"),)})
 
 
 def load_gates(recipe: Recipe, metric: str, bound: float) -> object:
@@ -126,7 +162,7 @@ def test_an_interrupted_run_goes_on_and_another_recipe_does_not_take_it_over(rec
     with pytest.raises(AdapterError, match=r"train\.learning_rate changed since"):
         train(other)
     events: list[Event] = []
-    train(recipe, emit=events.append)
+    train(recipe, emit=events.append, checkpoint_every=7)  # how often it is written may change
     assert any(isinstance(e, NoticeEvent) and e.text.startswith("resuming at step 3") for e in events)
     assert min(e.step for e in events if isinstance(e, StepEvent)) == 4
 

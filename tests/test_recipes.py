@@ -37,7 +37,7 @@ def test_a_recipe_for_a_real_model_trains_on_its_architecture(
     folder = tmp_path / "model"
     _model_like(name, len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    overrides = [f"base.model={folder}", "base.device=cpu", f"output={tmp_path / 'adapters'}", "train.max_steps=1"]
+    overrides = [f"base.model={folder}", f"output={tmp_path / 'adapters'}", "train.max_steps=1"]
     recipe = load_recipe(f"recipes/{name}.yaml", [*overrides, "train.batch_size=2", "data.max_length=1000"])
     adapter = train(recipe)
     stored = find_adapter(recipe.name, tmp_path / "adapters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune.evaluation.report import read_report
+from finetune.evaluation.folder import read_report
 from finetune.evaluation.suite import grade, load_prompts
 from finetune.files import sha256_file
 from finetune.model.base import load_base
@@ -18,7 +18,7 @@ NAMES = ["cheerful", "grumpy", "pizza"]
 
 @pytest.fixture(scope="module")
 def bot() -> Assistant:
-    recipe = load_recipe("recipes/pizza.yaml", ["base.device=cpu"])
+    recipe = load_recipe("recipes/pizza.yaml")
     return Assistant(load_base(recipe.base, torch.device("cpu")), NAMES)
 
 
@@ -32,10 +32,13 @@ def test_an_adapter_passes_held_out_prompts_where_the_base_passes_none(bot: Assi
     assert recipe.eval.prompts is not None
     prompts = load_prompts(recipe.eval.prompts, recipe.data.system)[:24]
     conversations = [prompt.messages for prompt in prompts]
-    adapted = grade(prompts, bot.answer(conversations, name, recipe.generation, recipe.seed))
-    plain = grade(prompts, bot.answer(conversations, None, recipe.generation, recipe.seed))
-    assert sum(g.passed for g in adapted) >= 15
-    assert sum(g.passed for g in plain) <= 2
+    passed = {}
+    for model in (name, None):
+        answers = bot.answer(conversations, model, recipe.generation, recipe.seed)
+        graded = grade(prompts, [[answer] for answer in answers])
+        passed[model] = sum(given.attempts[0].passed for given in graded)
+    assert passed[name] >= 15
+    assert passed[None] <= 2
 
 
 @pytest.mark.parametrize("name", NAMES)

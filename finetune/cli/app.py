@@ -13,11 +13,12 @@ import typer
 from rich.console import Console
 
 from finetune.errors import FinetuneError
+from finetune.terminal.safety import guarded
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 # Piped output is read by machines and in logs: wide enough that tables do not wrap.
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
+out = guarded(Console(width=None if sys.stdout.isatty() else 140, emoji=False))
+err = guarded(Console(stderr=True, emoji=False))
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe, such as recipes/pizza.yaml")]
 Overrides = Annotated[

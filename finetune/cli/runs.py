@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from finetune.cli.app import Overrides, RecipePath, app, out, say
+from finetune.errors import FinetuneError
 
 EXIT_CODES = {"none": 0, "pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -19,8 +20,18 @@ def train(
     recipe: RecipePath,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="discard what an interrupted run left")] = False,
+    checkpoint_every: Annotated[
+        int, typer.Option(metavar="STEPS", min=1, help="optimizer steps between checkpoints to resume from")
+    ] = 100,
+    tracker: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="experiment tracker by accelerate's name, such as tensorboard; repeatable"),
+    ] = None,
 ) -> None:
-    """Train the recipe's adapter; run it again after an interruption and it goes on."""
+    """Train the recipe's adapter; run it again after an interruption and it goes on.
+
+    It runs on the GPU if there is one, else on the CPU; CUDA_VISIBLE_DEVICES= (empty) hides GPUs.
+    """
     from finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -29,7 +40,9 @@ def train(
 
     main_process = os.environ.get("RANK", "0") == "0"
     with RunDisplay(out if main_process else Console(quiet=True)) as show:
-        adapter = pipeline.train(loaded, emit=show, fresh=fresh)
+        adapter = pipeline.train(
+            loaded, emit=show, fresh=fresh, checkpoint_every=checkpoint_every, trackers=tracker or []
+        )
     if main_process:
         say(f"adapter written to {adapter.folder}")
         say(f"next: finetune eval {recipe} · finetune chat --adapter {adapter.folder}")
@@ -42,12 +55,19 @@ def evaluate(
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", help="name or folder; default: the recipe's")
     ] = None,
-    baseline: Annotated[str | None, typer.Option(help="an earlier report folder to hold it against")] = None,
-    margin: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="drop in pass rate against the baseline that is put up with")
-    ] = 0.05,
+    baseline: Annotated[str | None, typer.Option(help="an earlier report folder that gates hold it against")] = None,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="a further adapter or report folder to set beside it (repeatable)")
+    ] = None,
+    repeat: Annotated[
+        int, typer.Option(min=1, max=1000, help="answers to each prompt; above 1 needs generation.temperature")
+    ] = 1,
+    fresh: Annotated[bool, typer.Option("--fresh", help="compute again what an earlier evaluation computed")] = False,
 ) -> None:
-    """Compare an adapter with its base and write the report; the recipe's gates decide the exit code."""
+    """Compare an adapter with its base and write the report; the recipe's gates decide the exit code.
+
+    Run it again after an interruption and it goes on.
+    """
     from finetune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -56,7 +76,9 @@ def evaluate(
     from finetune.terminal.tables import gates_table, report_table
 
     with RunDisplay(out) as show:
-        report, folder = pipeline.evaluate(loaded, adapter, baseline=baseline, margin=margin, emit=show)
+        report, folder = pipeline.evaluate(
+            loaded, adapter, baseline=baseline, compare=compare or (), repeat=repeat, fresh=fresh, emit=show
+        )
     out.print(report_table(report))
     if gates := gates_table(report):
         out.print(gates)
@@ -67,15 +89,23 @@ def evaluate(
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="as finetune eval writes them")],
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="FOLDER...", help="as finetune eval writes them")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="print the JSON Schema of report.json")] = False,
 ) -> None:
     """Show a saved report, or compare several with the first, without any model; exits as the one report's eval did."""
-    from finetune.evaluation.baseline import read_baseline
-    from finetune.evaluation.report import read_report
+    from finetune.evaluation.folder import read_evaluation, read_report
+    from finetune.evaluation.report import render_schema
     from finetune.terminal import tables
 
+    if schema:
+        typer.echo(render_schema(), nl=False)
+        return
+    if not folders:
+        raise FinetuneError("no report folder was given", fix="finetune report FOLDER..., or finetune report --schema")
     if len(folders) > 1:
-        tables.compare_reports(out, [read_baseline(folder) for folder in folders])
+        tables.compare_reports(out, [(str(folder), read_evaluation(folder)) for folder in folders])
         return
     found = read_report(folders[0])
     out.print(tables.report_table(found))

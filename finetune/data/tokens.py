@@ -23,7 +23,8 @@ from finetune.data.formats import custom_file
 from finetune.data.sources import content_hashes, find_files
 from finetune.data.template import ChatTemplate
 from finetune.errors import DataError
-from finetune.files import replace_folder, sha256_file
+from finetune.files import cache_folder, replace_folder, sha256_file
+from finetune.provenance import code_sha256
 
 if TYPE_CHECKING:
     import pyarrow
@@ -144,7 +145,7 @@ def cached(entry: Entry) -> Tokens | None:
     """Return the tokens of a source if they have been made from just these bytes in just this way."""
     import pyarrow
 
-    folder = cache_folder() / entry.key
+    folder = cache_folder("tokens") / entry.key
     try:
         tokens = Tokens(folder)
     except (OSError, pyarrow.ArrowException):  # not there, or damaged: it is made anew
@@ -161,7 +162,7 @@ def writing(entry: Entry) -> Iterator[TokenWriter]:
     Raises DataError if a file was changed in the meantime, whose tokens would stand under the old
     hash, or if the cache cannot be written.
     """
-    target = cache_folder() / entry.key
+    target = cache_folder("tokens") / entry.key
     try:
         with replace_folder(target) as folder:
             writer = TokenWriter(folder)
@@ -177,13 +178,6 @@ def writing(entry: Entry) -> Iterator[TokenWriter]:
         raise DataError(what, where=str(target.parent), fix="set FINETUNE_CACHE to a folder with room") from None
 
 
-def cache_folder() -> Path:
-    """$FINETUNE_CACHE, else the user's cache folder."""
-    named = os.environ.get("FINETUNE_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else base / "finetune" / "tokens"
-
-
 def cache_key(source: Source, template: ChatTemplate, hashes: Mapping[str, str]) -> str:
     """Hash everything that the tokens depend on: contents, format, tokenizer, template and our own code."""
     module = custom_file(source.format)
@@ -193,16 +187,10 @@ def cache_key(source: Source, template: ChatTemplate, hashes: Mapping[str, str])
         "custom format": sha256_file(module) if module else "",
         "tokenizer": tokenizer_sha256(template.tokenizer),
         "template": str(template.tokenizer.chat_template),
-        "code": code_sha256(),
+        "code": code_sha256(Path(__file__).parent),  # a new release never reads an older one's tokens
         "versions": [version("transformers"), version("tokenizers")],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def code_sha256() -> str:
-    """Hash our own code that turns files into tokens: a new release never reads an older one's tokens."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,21 +1,22 @@
 """Gates: conditions on metrics that decide the verdict, by intervals and never by a bare number.
 
 An interval wholly on the good side of the bound passes, wholly on the bad side fails. Anything else
-is inconclusive: the data cannot tell.
+is inconclusive: the data cannot tell. Gates against the base or a baseline: `nonworse`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from finetune.errors import RecipeError
-from finetune.evaluation.report import GateResult, PerplexityPair, Report, Verdict
+from finetune.evaluation.nonworse import COMPARED, HOPELESS, judge_no_worse
+from finetune.evaluation.report import Evaluation, GateResult, PerplexityPair, Report, Verdict
 from finetune.evaluation.statistics import Interval, normal_quantile
 from finetune.recipe import EvalSection, Gate, Metric
 
-HOPELESS = 100  # times as much data: closer to the bound than that, no number is worth printing
+BASELINE_MARGIN = 0.05  # of the gate against a baseline where the recipe has none
 Measure = Callable[[Report], Interval | None]
 
 
@@ -58,18 +59,37 @@ ENDS = {  # of the values a metric can take; an interval comes close to them but
 
 def check_gates(section: EvalSection) -> None:
     """Refuse gates that no evaluation could decide. Raises RecipeError naming every one."""
-    mistakes = [
-        f"eval.gates.{metric}: {problem}"
-        for metric, gate in section.gates.items()
-        if (problem := _unmeasured(section, metric) or _unreachable(metric, gate))
-    ]
-    if mistakes:
-        raise RecipeError("\n".join(mistakes))
+    _refuse(section, lambda metric, gate: _unmeasured(section, metric) or _unreachable(metric, gate))
 
 
-def judge(gates: Mapping[Metric, Gate], report: Report) -> tuple[GateResult, ...]:
-    """Decide every gate. Raises RecipeError if one needs a metric that the report has not."""
-    return tuple(_judge(metric, gate, report) for metric, gate in gates.items())
+def gates_of(section: EvalSection, *, baseline: bool) -> dict[Metric, Gate]:
+    """Return the recipe's gates, and one against the baseline if there is a baseline of which none speaks.
+
+    Raises RecipeError for a gate against a baseline where there is none.
+    """
+    check_gates(section)
+    missing = "no_worse_than_baseline needs an earlier report; give one with --baseline FOLDER"
+    _refuse(section, lambda _, gate: missing if gate.no_worse_than_baseline is not None and not baseline else "")
+    gates = dict(section.gates)
+    if baseline and all(gate.no_worse_than_baseline is None for gate in gates.values()):
+        metric: Metric = "prompts.pass_rate" if section.prompts else "perplexity.heldout"
+        own = gates[metric].bounds() if metric in gates else {}
+        gates[metric] = Gate(**own, no_worse_than_baseline=BASELINE_MARGIN)
+    return gates
+
+
+def _refuse(section: EvalSection, problem_of: Callable[[Metric, Gate], str]) -> None:
+    found = {metric: problem_of(metric, gate) for metric, gate in section.gates.items()}
+    if any(found.values()):
+        raise RecipeError("\n".join(f"eval.gates.{metric}: {problem}" for metric, problem in found.items() if problem))
+
+
+def judge(gates: Mapping[Metric, Gate], found: Evaluation, baseline: str | None = None) -> tuple[GateResult, ...]:
+    """Decide every bound of every gate; `baseline` is its name among the rivals.
+
+    Raises RecipeError if one needs a metric that the report has not.
+    """
+    return tuple(result for metric, gate in gates.items() for result in _results(metric, gate, found, baseline))
 
 
 def overall(results: Sequence[GateResult]) -> Verdict | Literal["none"]:
@@ -81,17 +101,31 @@ def overall(results: Sequence[GateResult]) -> Verdict | Literal["none"]:
     return "none"
 
 
-def apply_gates(gates: Mapping[Metric, Gate], report: Report) -> Report:
-    """Return the report with its gates decided and its verdict."""
-    results = judge(gates, report)
-    return report.model_copy(update={"gates": results, "verdict": overall(results)})
+def apply_gates(gates: Mapping[Metric, Gate], found: Evaluation, baseline: str | None = None) -> Evaluation:
+    """Return the evaluation with its gates decided and its verdict."""
+    results = judge(gates, found, baseline)
+    report = found.report.model_copy(update={"gates": results, "verdict": overall(results)})
+    return found.model_copy(update={"report": report})
 
 
-def _judge(metric: str, gate: Gate, report: Report) -> GateResult:
+def _results(metric: Metric, gate: Gate, found: Evaluation, baseline: str | None) -> Iterator[GateResult]:
+    if gate.at_least is not None:
+        yield _judge(metric, "at_least", gate.at_least, found.report)
+    if gate.at_most is not None:
+        yield _judge(metric, "at_most", gate.at_most, found.report)
+    options = {"confidence": gate.confidence}
+    if gate.no_worse_than_base is not None:
+        yield judge_no_worse(metric, found, than="base", rival=None, margin=gate.no_worse_than_base, **options)
+    if gate.no_worse_than_baseline is not None:
+        assert baseline is not None  # gates_of has refused it otherwise
+        margin = gate.no_worse_than_baseline
+        yield judge_no_worse(metric, found, than="baseline", rival=baseline, margin=margin, **options)
+
+
+def _judge(metric: Metric, direction: str, bound: float, report: Report) -> GateResult:
     interval = METRICS[metric](report)
     if interval is None:
         raise RecipeError(f"eval.gates.{metric}: was not measured; {_missing_key(metric)}")
-    direction, bound = _bound(gate)
     good, bad = ("at or above", "below") if direction == "at_least" else ("at or below", "above")
     if interval.low >= bound if direction == "at_least" else interval.high <= bound:
         verdict, reason = _decided("pass", good, bound)
@@ -136,12 +170,6 @@ def _factor(metric: str, bound: float, interval: Interval, total: int) -> float:
     return (math.log(high / value) / math.log(bound / value)) ** 2
 
 
-def _bound(gate: Gate) -> tuple[str, float]:
-    if gate.at_least is not None:
-        return "at_least", gate.at_least
-    return "at_most", gate.at_most if gate.at_most is not None else math.nan  # the recipe allows exactly one
-
-
 def _unmeasured(section: EvalSection, metric: str) -> str:
     missing = (metric.startswith("prompts") and not section.prompts) or (
         metric.startswith("perplexity.general") and not section.general
@@ -155,13 +183,18 @@ def _missing_key(metric: str) -> str:
     return "set eval.general to a file of general conversations"
 
 
-def _unreachable(metric: str, gate: Gate) -> str:
-    direction, bound = _bound(gate)
-    if not math.isfinite(bound):
-        return f"{direction} {bound} is no number"
+def _unreachable(metric: Metric, gate: Gate) -> str:
     lowest, highest = ENDS[metric]
-    if direction == "at_least" and bound >= highest:
-        return f"no interval lies wholly at or above {bound:g}; choose a bound below {highest:g}"
-    if direction == "at_most" and bound <= lowest:
-        return f"no interval lies wholly at or below {bound:g}; choose a bound above {lowest:g}"
+    for key, bound in gate.bounds().items():
+        if key.startswith("no_worse") and metric not in COMPARED:
+            return f"{key}: this metric is a comparison already; write it for one of {', '.join(COMPARED)}"
+        if not math.isfinite(bound):
+            return f"{key} {bound} is no number"
+        if key == "at_least" and bound >= highest:
+            return f"no interval lies wholly at or above {bound:g}; choose a bound below {highest:g}"
+        if key == "at_most" and bound <= lowest:
+            return f"no interval lies wholly at or below {bound:g}; choose a bound above {lowest:g}"
+        if key.startswith("no_worse") and (bound < 0 or (metric == "prompts.pass_rate" and bound >= 1)):
+            most = "below 1, 0.05 being 5 points" if metric == "prompts.pass_rate" else "0.05 being 5% more"
+            return f"{key} {bound:g}: the margin should be 0 or more, {most}"
     return ""

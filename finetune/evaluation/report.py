@@ -1,29 +1,15 @@
-"""The report: what an evaluation found, as it stands in report.json, and the folder around it."""
+"""The report: what an evaluation found, as it stands in report.json, samples.jsonl and scores.json."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from finetune.errors import DataError
-from finetune.evaluation.junit import render_junit
-from finetune.evaluation.render import render_html, render_markdown
-from finetune.evaluation.statistics import (
-    Interval,
-    Scores,
-    mcnemar,
-    paired_gain,
-    perplexity_interval,
-    perplexity_ratio_interval,
-    wilson,
-)
-from finetune.evaluation.suite import Graded
-from finetune.files import recover_folder, replace_folder
+from finetune.evaluation.statistics import Interval
+from finetune.evaluation.tasks import TaskScore
 from finetune.recipe import GenerationSection
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -41,6 +27,11 @@ def _from_json(value: object) -> object:
 Number = Annotated[float, BeforeValidator(_from_json), PlainSerializer(_to_json, return_type=float | None)]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def storable(text: str) -> str:
+    """Replace lone surrogates, which no UTF-8 file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class Part(BaseModel):
@@ -78,17 +69,17 @@ class Perplexity(Part):
 
 
 class Tally(Part):
-    passed: Count
+    passed: Count  # answers; as many as prompts unless prompts are answered several times
     total: Count
 
 
 class PassRate(Tally):
-    low: float
+    low: float  # of the 95% interval, prompts being the unit
     high: float
 
 
 class Gain(Estimate):
-    p_value: float  # exact McNemar, two-sided
+    p_value: float | None  # exact McNemar, two-sided; null where prompts were answered several times
 
 
 class TagTally(Part):
@@ -96,11 +87,56 @@ class TagTally(Part):
     adapter: Tally
 
 
+class AtK(Part):
+    """Of k answers to a prompt, the mean over the prompts that were answered several times."""
+
+    base: Estimate
+    adapter: Estimate
+
+
+class FlakyPrompt(Part):
+    id: str
+    passed: Count
+    total: Count
+    low: float  # of the 95% interval of its pass rate
+    high: float
+    variance: float  # of one answer's outcome, unbiased: 0 steady, 0.25 a fair coin
+
+
+class Repeats(Part):
+    """Prompts that were answered several times."""
+
+    k: Annotated[int, Field(ge=2)]  # the fewest answers that one of them has
+    prompts: Count
+    pass_any: AtK  # pass@k: at least one of k answers passes
+    pass_all: AtK  # pass^k: all of k answers pass
+    flaky: tuple[FlakyPrompt, ...]  # the adapter passed in some answers but not in all; most uncertain first
+
+
 class Prompts(Part):
     base: PassRate
     adapter: PassRate
     gain: Gain  # pass rate of the adapter minus that of the base, paired by prompt
     by_tag: dict[str, TagTally]
+    repeats: Repeats | None
+    detectable_drop: Number  # the smallest true drop in pass rate that so many prompts show 9 times of 10; null: none
+
+
+class Rival(Part):
+    """Another adapter, evaluated beside this one, or one of an earlier report; every comparison is paired."""
+
+    name: str
+    kind: Literal["adapter", "report"]
+    created: str | None  # of the earlier report
+    heldout: PerplexityScore
+    heldout_ratio: Estimate  # this report's adapter / rival
+    general: PerplexityScore | None
+    general_ratio: Estimate | None
+    prompts: PassRate | None
+    gain: Gain | None  # pass rate of this report's adapter minus that of the rival
+    fixed: tuple[str, ...] = ()  # ids of prompts that this report's adapter passes more often than the rival
+    broken: tuple[str, ...] = ()  # and less often
+    tasks: tuple[TaskScore, ...] = ()  # its scores beside those of the base
 
 
 class GateResult(Part):
@@ -122,9 +158,10 @@ class Versions(Part):
     finetune: str
 
 
-class Report(Part):
-    schema_version: Literal[1] = 1
-    verdict: Verdict | Literal["none"] = "none"
+class Heading(Part):
+    """What is known before anything is measured."""
+
+    schema_version: Literal[2] = 2
     name: str
     base: str
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$")]
@@ -133,8 +170,14 @@ class Report(Part):
     generation: GenerationSection
     data: dict[str, Sha256]
     conditions: dict[str, str] = {}  # what must be equal for another report to be compared with this one
+
+
+class Report(Heading):
+    verdict: Verdict | Literal["none"] = "none"
     perplexity: Perplexity
     prompts: Prompts | None
+    rivals: tuple[Rival, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
     gates: tuple[GateResult, ...] = ()
 
 
@@ -142,6 +185,7 @@ class SampleOutcome(Part):
     check: str
     passed: bool
     detail: str
+    error: bool = False  # the check itself could not be carried out; it counts as not passed
 
 
 class SampleAnswer(Part):
@@ -157,110 +201,60 @@ class SampleTurn(Part):
     content: str
 
 
+Answers = tuple[SampleAnswer, ...]  # one, or as many as the prompt was answered times
+
+
 class Sample(Part):
     id: str
     tags: tuple[str, ...]
     messages: tuple[SampleTurn, ...]
-    base: SampleAnswer
-    adapter: SampleAnswer
+    base: Answers
+    adapter: Answers
+    rivals: dict[str, Answers] = {}
+
+    @property
+    def passed(self) -> bool:
+        """Whether every answer of the adapter passed."""
+        return all(answer.passed for answer in self.adapter)
+
+    @property
+    def regressed(self) -> bool:
+        """Whether the adapter passes less often than the base."""
+        return share(self.adapter) < share(self.base)
 
 
-def perplexity_block(base: Scores, adapter: Scores) -> PerplexityPair:
-    """Compare two models on the same completion tokens."""
-    if base.tokens != adapter.tokens or base.bytes != adapter.bytes:
-        raise ValueError("base and adapter were scored on different tokens")
-    ratio = perplexity_ratio_interval(base.nll, adapter.nll, base.tokens)
-    return PerplexityPair(base=_perplexity(base), adapter=_perplexity(adapter), ratio=Estimate(**ratio._asdict()))
+def share(answers: Answers) -> float:
+    """Return the share of answers that passed."""
+    return sum(answer.passed for answer in answers) / len(answers)
 
 
-def prompts_block(base: Sequence[Graded], adapter: Sequence[Graded]) -> Prompts:
-    """Compare two models' answers to the same prompts."""
-    _same_prompts(base, adapter)
-    before, after = [g.passed for g in base], [g.passed for g in adapter]
-    tags = dict.fromkeys(tag for graded in base for tag in graded.prompt.tags)
-    return Prompts(
-        base=_pass_rate(before),
-        adapter=_pass_rate(after),
-        gain=Gain(**paired_gain(before, after)._asdict(), p_value=mcnemar(before, after)),
-        by_tag={tag: TagTally(base=_tally(base, tag), adapter=_tally(adapter, tag)) for tag in tags},
-    )
+class RowScores(Part):
+    """Per row of one data set: what a later report needs for a paired comparison."""
+
+    tokens: tuple[int, ...]
+    bytes: tuple[int, ...]
+    base: tuple[float, ...]  # NLL, summed over a row's tokens, nats
+    adapter: tuple[float, ...]
+    rivals: dict[str, tuple[float, ...]] = {}
 
 
-def samples_of(base: Sequence[Graded], adapter: Sequence[Graded]) -> tuple[Sample, ...]:
-    """Put both models' answers to each prompt side by side, for the report folder."""
-    _same_prompts(base, adapter)
-    return tuple(
-        Sample(
-            id=_valid(b.prompt.id),
-            tags=b.prompt.tags,
-            messages=tuple(SampleTurn(role=m.role, content=_valid(m.content)) for m in b.prompt.messages),
-            base=_answer(b),
-            adapter=_answer(a),
-        )
-        for b, a in zip(base, adapter, strict=True)
-    )
+class ScoreTable(Part):
+    heldout: RowScores
+    general: RowScores | None
 
 
-def write_report(folder: Path, report: Report, samples: Sequence[Sample], loss_png: Path | None = None) -> None:
-    """Write report.json, report.md, report.html, junit.xml and samples.jsonl, all or none.
+class Evaluation(Part):
+    """A report with all that stands behind its numbers."""
 
-    An earlier report in `folder` is replaced as a whole.
-    """
-    curve = loss_png.read_bytes() if loss_png else None
-    with replace_folder(folder) as new:
-        (new / "report.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (new / "report.md").write_text(render_markdown(report, samples), encoding="utf-8")
-        (new / "report.html").write_text(render_html(report, samples, curve), encoding="utf-8")
-        (new / "junit.xml").write_text(render_junit(report, samples), encoding="utf-8")
-        with (new / "samples.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-            for sample in samples:
-                file.write(json.dumps(sample.model_dump(mode="json"), ensure_ascii=False) + "\n")
+    report: Report
+    samples: tuple[Sample, ...]
+    scores: ScoreTable
 
 
-def read_report(folder: Path) -> Report:
-    """Read a report folder back. Raises DataError if it is missing or of another version."""
-    recover_folder(folder)
-    path = folder / "report.json"
-    try:
-        return Report.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot be read ({error})", where=str(path), fix="run finetune eval") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        what = f"is no report of version 1: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise DataError(what, where=str(path), fix="run finetune eval again") from None
-
-
-def _perplexity(scores: Scores) -> PerplexityScore:
-    nll, size = math.fsum(scores.nll), sum(scores.bytes)
-    interval = perplexity_interval(scores.nll, scores.tokens)
-    bits = nll / (math.log(2) * size) if size else math.inf
-    return PerplexityScore(**interval._asdict(), nll=nll, tokens=sum(scores.tokens), bits_per_byte=bits)
-
-
-def _same_prompts(base: Sequence[Graded], adapter: Sequence[Graded]) -> None:
-    if [g.prompt.id for g in base] != [g.prompt.id for g in adapter]:
-        raise ValueError("base and adapter answered different prompts")
-
-
-def _pass_rate(passed: Sequence[bool]) -> PassRate:
-    interval = wilson(sum(passed), len(passed))
-    return PassRate(passed=sum(passed), total=len(passed), low=interval.low, high=interval.high)
-
-
-def _tally(graded: Sequence[Graded], tag: str) -> Tally:
-    passed = [g.passed for g in graded if tag in g.prompt.tags]
-    return Tally(passed=sum(passed), total=len(passed))
-
-
-def _answer(graded: Graded) -> SampleAnswer:
-    outcomes = tuple(
-        SampleOutcome(check=_valid(o.check), passed=o.passed, detail=_valid(o.detail)) for o in graded.outcomes
-    )
-    text, stopped, tokens = graded.answer
-    return SampleAnswer(text=_valid(text), stopped=stopped, tokens=tokens, passed=graded.passed, outcomes=outcomes)
-
-
-def _valid(text: str) -> str:
-    """Replace lone surrogates, which no UTF-8 file can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def render_schema() -> str:
+    """Return the JSON Schema of report.json."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Report.model_json_schema(mode="serialization"),
+    }
+    return json.dumps(schema, indent=2) + "\n"

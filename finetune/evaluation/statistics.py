@@ -194,17 +194,17 @@ def perplexity_no_worse(
 ) -> Decision:
     """Decide whether perplexity rises by more than the margin, 0.02 being 2% above the base's."""
     ratio = perplexity_ratio_interval(base_nll, adapter_nll, tokens, two_sided(margin, confidence))
-    return decide(Interval(*(x - 1 for x in ratio)), margin, confidence)
+    return decide(Interval(*(x - 1 for x in ratio)), margin, confidence, "rise")
 
 
-def decide(drop: Interval, margin: float, confidence: float) -> Decision:
+def decide(drop: Interval, margin: float, confidence: float, what: str = "drop") -> Decision:
     """Decide from the two one-sided bounds on what was lost, each of which holds with `confidence`."""
     low, high, sure = f"{drop.low:.3g}", f"{drop.high:.3g}", f"with {confidence:.3g} confidence"
     if drop.high <= margin:
-        return Decision("pass", drop, f"{sure} the drop is at most {high}, within the margin of {margin:g}")
+        return Decision("pass", drop, f"{sure} the {what} is at most {high}, within the margin of {margin:g}")
     if drop.low > margin:
-        return Decision("fail", drop, f"{sure} the drop is at least {low}, beyond the margin of {margin:g}")
-    reason = f"the drop may be {low} or {high} (each bound {sure}), the margin {margin:g} lies between"
+        return Decision("fail", drop, f"{sure} the {what} is at least {low}, beyond the margin of {margin:g}")
+    reason = f"the {what} may be {low} or {high} (each bound {sure}), the margin {margin:g} lies between"
     return Decision("inconclusive", drop, f"{reason}: too few data")
 
 

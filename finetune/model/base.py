@@ -27,6 +27,7 @@ from finetune.data.template import ChatTemplate
 from finetune.errors import ModelError
 from finetune.model.attention import keeps_segments_apart
 from finetune.model.hub import explain, hub_options, local_path
+from finetune.model.norms import speed_up_norms
 from finetune.model.tokenizer import load_chat_template, read_config
 from finetune.recipe import BaseSection
 
@@ -71,6 +72,7 @@ def load_base(section: BaseSection, device: torch.device, template: ChatTemplate
         )
     model.requires_grad_(False)
     keep_trainable_through(model)
+    speed_up_norms(model)
     fingerprint = {
         "config": _digest(json.dumps(_stable(read_config(section)), sort_keys=True)),
         "tokenizer": _digest(_tokenizer_text(tokenizer)),
@@ -162,6 +164,12 @@ def _weights_fingerprint(path: str, options: dict[str, Any]) -> str:
                 data.seek(size * part // _SLICES)
                 digest.update(data.read(_SLICE))
     return digest.hexdigest()
+
+
+def weight_files(section: BaseSection) -> list[tuple[str, int, int]]:
+    """Name, size and time of change (ns) of the files that the weights are read from."""
+    stats = [(file.name, file.stat()) for file in _weight_files(local_path(section), hub_options(section))]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def _weight_files(path: str, options: dict[str, Any]) -> list[Path]:

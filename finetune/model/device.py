@@ -1,35 +1,57 @@
-"""Which device to run on, alone or under `accelerate launch`."""
+"""Which device to run on, alone or under `accelerate launch`: the command's business, never the recipe's."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import LoggerType, parse_flag_from_env
 
-from finetune.errors import DeviceError, RecipeError
-from finetune.recipe import BaseSection
+from finetune.errors import DeviceError, FinetuneError
 
-
-def pick_device(section: BaseSection) -> torch.device:
-    """The device of a single process. Raises DeviceError if a GPU was asked for and is absent."""
-    if section.device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("base.device is cuda, but no GPU is usable here", fix="set base.device: cpu or auto")
-    return torch.device("cuda" if section.device != "cpu" and torch.cuda.is_available() else "cpu")
+USE_CPU = "ACCELERATE_USE_CPU"  # accelerate's variable; `accelerate launch --cpu` sets it
 
 
-def make_accelerator(section: BaseSection, trackers: Sequence[str], tracker_folder: Path) -> Accelerator:
+def pick_device() -> torch.device:
+    """The GPU if there is one, else the CPU; ACCELERATE_USE_CPU=true leaves GPUs alone, as in `make_accelerator`.
+
+    Raises DeviceError for a value of that variable that is neither true nor false.
+    """
+    return torch.device("cuda" if not _cpu_wanted() and torch.cuda.is_available() else "cpu")
+
+
+def make_accelerator(trackers: Sequence[str], tracker_folder: Path) -> Accelerator:
     """Join the processes that `accelerate launch` started, or be the only one.
 
-    Raises DeviceError for an absent GPU, RecipeError for a tracker that is not installed.
+    Raises DeviceError as `pick_device` and for a tracker that is not installed, FinetuneError for one that is unknown.
     """
-    device = pick_device(section)
+    _check_trackers(trackers)
+    return Accelerator(
+        # Left alone, accelerate would also take accelerators that 4-bit training is not made for.
+        cpu=pick_device().type == "cpu",
+        log_with=list(trackers) or None,
+        project_dir=str(tracker_folder) if trackers else None,
+    )
+
+
+def _cpu_wanted() -> bool:
     try:
-        return Accelerator(
-            cpu=device.type == "cpu",
-            log_with=list(trackers) or None,
-            project_dir=str(tracker_folder) if trackers else None,
-        )
-    except ValueError as error:
-        raise RecipeError(f"train.trackers {list(trackers)}: {error}") from None
+        return bool(parse_flag_from_env(USE_CPU))
+    except ValueError:
+        what = f"{USE_CPU} is {os.environ[USE_CPU]!r}, neither true nor false"
+        raise DeviceError(what, fix="set it to true, or unset it") from None
+
+
+def _check_trackers(trackers: Sequence[str]) -> None:
+    """Refuse what accelerate would pass over with a warning; registered classes of the user's own are known."""
+    missing = {*map(str, LoggerType)} - {*map(str, get_available_trackers())}
+    for name in trackers:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            raise FinetuneError(f"--tracker {name}: accelerate has no such tracker", fix=f"there are {known}")
+        if name in missing:
+            raise DeviceError(f"--tracker {name}: its package is not installed", fix=f"pip install {name}")

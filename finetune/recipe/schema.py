@@ -63,7 +63,6 @@ class BaseSection(Section):
     revision: str | None = Field(None, description="Hub branch, tag or commit; pin a commit for repeatable runs")
     quantization: Literal["nf4", "none"] = Field("nf4", description="nf4: 4-bit frozen base (QLoRA); none: 16/32-bit")
     dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="compute dtype; auto: bfloat16")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if there is one")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
@@ -120,11 +119,8 @@ class TrainSection(Section):
     learning_rate: float = Field(2e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up")
     warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
-    max_grad_norm: float = Field(1.0, gt=0.0, description="gradient clipping threshold (L2 norm)")
     batch_size: Positive = Field(16, description="examples per optimizer step, over all processes")
     micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; memory, never the result")
-    checkpoint_every: Positive = Field(100, description="optimizer steps between checkpoints to resume from")
-    trackers: tuple[str, ...] = Field((), description="experiment trackers by accelerate's names, e.g. tensorboard")
 
 
 class GenerationSection(Section):
@@ -133,17 +129,31 @@ class GenerationSection(Section):
     max_new_tokens: Positive = Field(128, description="tokens per answer at most")
 
 
+BOUNDS = ("at_least", "at_most", "no_worse_than_base", "no_worse_than_baseline")
+
+
 class Gate(Section):
     model_config = ConfigDict(allow_inf_nan=True)  # refused later, with a reason that fits the metric
 
-    at_least: float | None = Field(None, description="the metric's interval must lie at or above this")
-    at_most: float | None = Field(None, description="the metric's interval must lie at or below this")
+    at_least: float | None = Field(None, description="the metric's 95% interval must lie at or above this")
+    at_most: float | None = Field(None, description="the metric's 95% interval must lie at or below this")
+    no_worse_than_base: float | None = Field(
+        None, description="the margin by which the adapter may be worse than the base: 0.05 is 5 points, or 5%"
+    )
+    no_worse_than_baseline: float | None = Field(
+        None, description="the margin by which it may be worse than the earlier report in --baseline"
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of the two no_worse bounds, each one-sided")
 
     @model_validator(mode="after")
-    def one_bound(self) -> Gate:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("give either at_least or at_most")
+    def some_bound(self) -> Gate:
+        if not self.bounds():
+            raise ValueError(f"give one of {', '.join(BOUNDS)}")
         return self
+
+    def bounds(self) -> dict[str, float]:
+        """The bounds that are set, by their key."""
+        return {key: value for key in BOUNDS if (value := getattr(self, key)) is not None}
 
 
 Metric = Literal[
@@ -159,6 +169,9 @@ Metric = Literal[
 class EvalSection(Section):
     prompts: Text | None = Field(None, description="YAML file of held-out prompts with checks")
     general: Text | None = Field(None, description="conversations (messages format) that measure forgetting")
+    tasks: tuple[Text, ...] = Field(
+        (), description="lm-eval tasks, by name or a .yaml file of yours; needs pip install 'finetune[tasks]'"
+    )
     gates: dict[Metric, Gate] = Field({}, description="conditions on metrics; they decide the exit code")
 
 

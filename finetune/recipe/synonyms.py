@@ -12,11 +12,13 @@ TOOLS: dict[str, dict[str, str]] = {
         "model_revision": "base.revision",
         "torch_dtype": "base.dtype",
         "bf16": "base.dtype",
-        "use_cpu": "base.device",
         "load_in_4bit": "base.quantization",
         "bnb_4bit_quant_type": "base.quantization",
         "bnb_4bit_compute_dtype": "base.dtype",
         "dataset_name": "data.path",
+        "train_file": "data.path",
+        "validation_file": "data.heldout",
+        "validation_split_percentage": "data.heldout",
         "dataset_text_field": "data.columns",
         "dataset_test_split": "data.heldout",
         "truncation_mode": "data.too_long",
@@ -30,8 +32,6 @@ TOOLS: dict[str, dict[str, str]] = {
         "per_device_train_batch_size": "train.batch_size",
         "gradient_accumulation_steps": "train.batch_size",
         "auto_find_batch_size": "train.micro_batch_tokens",
-        "save_steps": "train.checkpoint_every",
-        "report_to": "train.trackers",
         "do_sample": "generation.temperature",
         "output_dir": "output",
         "run_name": "name",
@@ -48,9 +48,13 @@ TOOLS: dict[str, dict[str, str]] = {
         "bfloat16": "base.dtype",
         "float32": "base.dtype",
         "datasets": "data.path",
+        "field_messages": "data.columns",
+        "field_instruction": "data.columns",
+        "field_output": "data.columns",
         "test_datasets": "data.heldout",
         "val_set_size": "data.heldout",
         "sequence_len": "data.max_length",
+        "excess_length_strategy": "data.too_long",
         "default_system_message": "data.system",
         "lora_target_linear": "adapter.target_modules",
         "peft_use_dora": "adapter.method",
@@ -59,17 +63,17 @@ TOOLS: dict[str, dict[str, str]] = {
         "lr_scheduler": "train.schedule",
         "warmup_ratio": "train.warmup",
         "micro_batch_size": "train.micro_batch_tokens",
-        "saves_per_epoch": "train.checkpoint_every",
-        "use_tensorboard": "train.trackers",
         "eval_max_new_tokens": "generation.max_new_tokens",
     },
     "LLaMA-Factory": {
+        "pure_bf16": "base.dtype",
         "quantization_bit": "base.quantization",
         "quantization_type": "base.quantization",
         "dataset": "data.path",
         "eval_dataset": "data.heldout",
         "val_size": "data.heldout",
         "cutoff_len": "data.max_length",
+        "default_system": "data.system",
         "interleave_probs": "data.mix",
         "finetuning_type": "adapter.method",
         "lora_rank": "adapter.r",
@@ -86,8 +90,6 @@ TOOLS: dict[str, dict[str, str]] = {
         "max_steps_per_epoch": "train.max_steps",
         "lr": "train.learning_rate",
         "num_warmup_steps": "train.warmup",
-        "clip_grad_norm": "train.max_grad_norm",
-        "metric_logger": "train.trackers",
     },
     "LitGPT": {
         "quantize": "base.quantization",
@@ -96,13 +98,13 @@ TOOLS: dict[str, dict[str, str]] = {
         "val_split_fraction": "data.heldout",
         "max_seq_length": "data.max_length",
         "lora_query": "adapter.target_modules",
+        "lora_key": "adapter.target_modules",
+        "lora_value": "adapter.target_modules",
+        "lora_projection": "adapter.target_modules",
         "lora_mlp": "adapter.target_modules",
         "lr_warmup_steps": "train.warmup",
         "lr_warmup_fraction": "train.warmup",
-        "max_norm": "train.max_grad_norm",
         "global_batch_size": "train.batch_size",
-        "save_interval": "train.checkpoint_every",
-        "logger_name": "train.trackers",
         "out_dir": "output",
     },
     "mlx-lm": {
@@ -117,7 +119,6 @@ TOOLS: dict[str, dict[str, str]] = {
         "scale": "adapter.alpha",
         "iters": "train.max_steps",
         "lr_schedule": "train.schedule",
-        "save_every": "train.checkpoint_every",
         "temp": "generation.temperature",
         "max_tokens": "generation.max_new_tokens",
         "adapter_path": "output",
@@ -127,14 +128,15 @@ SYNONYMS: dict[str, str] = {name: key for names in TOOLS.values() for name, key 
 
 _METHOD = "write dora or rslora there"
 _EXAMPLES = "examples per optimizer step, over all processes; accumulation follows from it"
+_UNCUT = "nothing is cut: longer examples are an error, or dropped and counted"
 _SHARE = "a share of the steps, not their number"
 # Where the value changes with the name.
 NOTES: dict[str, str] = {
     "load_in_4bit": "write nf4 there",
     "bf16": "write bfloat16 there",
     "bfloat16": "write bfloat16 there",
+    "pure_bf16": "write bfloat16 there",
     "float32": "write float32 there",
-    "use_cpu": "write cpu there",
     "quantization_bit": "write nf4 there for 4 bits",
     "quantize_base": "write nf4 there",
     "use_dora": _METHOD,
@@ -154,9 +156,10 @@ NOTES: dict[str, str] = {
     "lr_warmup_steps": _SHARE,
     "iters": "optimizer steps, not micro-batches",
     "max_steps_per_epoch": "of the whole run",
-    "saves_per_epoch": "optimizer steps between checkpoints",
     "do_sample": "0 is greedy",
-    "truncation_mode": "nothing is cut: longer examples are an error, or dropped and counted",
+    "truncation_mode": _UNCUT,
+    "excess_length_strategy": _UNCUT,
+    "validation_split_percentage": "a share of the rows, 0.05 for 5",
     "interleave_probs": "a weight for each further data set",
 }
 
@@ -172,6 +175,10 @@ _LATER = "the held-out loss is measured after every epoch, and `finetune eval` m
 _WHOLE = "a run trains all its epochs; the held-out loss after each of them is in log.jsonl"
 _LOGS = "every step is logged to log.jsonl"
 _RESUME = "a run goes on by itself where it was interrupted; `finetune train --fresh` starts over"
+_CHECKPOINTS = "one is kept, for resuming alone; `finetune train --checkpoint-every STEPS` says how often it is written"
+_TRACKERS = "who looks on does not change the result; name them with `finetune train --tracker NAME`"
+_DEVICE = "the GPU is used if there is one, else the CPU; CUDA_VISIBLE_DEVICES= (empty) hides the GPU"
+_CLIPPED = "gradients are always clipped at an L2 norm of 1.0"
 _LAUNCH = "the number of processes is chosen by accelerate launch and never changes the result"
 _TEMPLATE = "the base model's own chat template is used"
 _INIT = "adapters start the usual way, A random and B zero"
@@ -207,6 +214,7 @@ ABSENT: dict[str, str] = {
     "bnb_4bit_use_double_quant": "double quantisation is always on",
     "use_bnb_nested_quant": "double quantisation is always on",
     "double_quantization": "double quantisation is always on",
+    **dict.fromkeys(("max_grad_norm", "clip_grad_norm", "max_norm"), _CLIPPED),
     "weight_decay": "LoRA matrices need none: it is always 0",
     "optim": _OPTIMIZER,
     "optimizer": _OPTIMIZER,
@@ -229,6 +237,7 @@ ABSENT: dict[str, str] = {
     "deepspeed": _SHARDS,
     "fsdp": _SHARDS,
     "fsdp_config": _SHARDS,
+    **dict.fromkeys(("device", "use_cpu"), _DEVICE),
     "devices": _LAUNCH,
     "ddp_find_unused_parameters": _LAUNCH,
     "eval_strategy": _LATER,
@@ -244,8 +253,9 @@ ABSENT: dict[str, str] = {
     "resume_from_checkpoint": _RESUME,
     "auto_resume_from_checkpoints": _RESUME,
     "resume_adapter_file": _RESUME,
-    "save_strategy": "checkpoints are for resuming alone: one is kept, every train.checkpoint_every steps",
-    "save_total_limit": "checkpoints are for resuming alone: one is kept, every train.checkpoint_every steps",
+    **dict.fromkeys(("checkpoint_every", "save_steps", "save_interval", "save_every"), _CHECKPOINTS),
+    **dict.fromkeys(("saves_per_epoch", "save_strategy", "save_total_limit"), _CHECKPOINTS),
+    **dict.fromkeys(("trackers", "report_to", "use_tensorboard", "metric_logger", "logger_name"), _TRACKERS),
     "push_to_hub": "nothing is published by training; an adapter is a folder that `hf upload` takes as it is",
     "hub_model_id": "nothing is published by training; an adapter is a folder that `hf upload` takes as it is",
     "dataset_num_proc": _READ,

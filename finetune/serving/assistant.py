@@ -13,6 +13,7 @@ from finetune.data.encoding import encode_prompt
 from finetune.data.messages import Message
 from finetune.errors import AdapterError
 from finetune.evaluation.checks import Answer
+from finetune.journal import Journal
 from finetune.model.base import Base, load_base
 from finetune.model.device import pick_device
 from finetune.model.lora import load_adapter
@@ -28,7 +29,7 @@ class Assistant:
     def __init__(
         self, base: Base | BaseSection, adapters: Sequence[str | Path] = (), *, store: str | Path = "adapters"
     ) -> None:
-        self.base = load_base(base, pick_device(base)) if isinstance(base, BaseSection) else base
+        self.base = load_base(base, pick_device()) if isinstance(base, BaseSection) else base
         self.store = Path(store)
         self.loaded: dict[str, StoredAdapter] = {}
         self._slots: dict[str, str] = {}  # adapter name -> PEFT's name for it, which allows no dots
@@ -68,9 +69,10 @@ class Assistant:
         conversations: Sequence[Sequence[Message]],
         adapter: str | None = None,
         settings: GenerationSection | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        journal: Journal | None = None,
     ) -> list[Answer]:
-        """Answer many conversations in batches, in order."""
+        """Answer many conversations in batches, in order; seed and journal as in `generate`."""
         prompts = [encode_prompt(self._with_system(c, adapter), self.base.template) for c in conversations]
         with self._using(adapter) as model:
             return generate(
@@ -80,6 +82,7 @@ class Assistant:
                 stop_ids=self.base.template.stop_ids,
                 settings=sampling(settings),
                 seed=seed,
+                journal=journal,
             )
 
     def stream(
@@ -109,11 +112,10 @@ class Assistant:
         return (Message("system", system), *conversation)
 
     @contextmanager
-    def adapted(self, adapter: str) -> Iterator[PeftModel]:
-        """Give the model with this adapter active, for scoring."""
+    def adapted(self, adapter: str | None) -> Iterator[Base]:
+        """Give the base as this adapter, or none, makes it, for scoring."""
         with self._using(adapter):
-            assert self._model is not None
-            yield self._model
+            yield self.base
 
     @contextmanager
     def _using(self, adapter: str | None) -> Iterator[nn.Module]:

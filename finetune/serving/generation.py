@@ -9,11 +9,10 @@ Both run the same loop, so the pieces of a stream add up to the answer that `gen
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -22,13 +21,12 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import ModelError
 from finetune.evaluation.checks import Answer
+from finetune.journal import Journal
 from finetune.serving.sampling import NOT_FINITE, Sampler, advise_not_finite
 from finetune.serving.settings import SamplingSettings
+from finetune.serving.text import AnswerReader
 
-REPLACEMENT = "\ufffd"  # how tokenizers show bytes that are no whole character (yet)
-BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # SentencePiece's fallback for characters outside the vocabulary
 MAX_REPORTED = 5  # wrong prompts named in one message
-TAIL_MARGIN = 8  # tokens; a window's first tokens may decode differently without what stands before them
 
 
 def generate(  # noqa: PLR0913 (six of them say what to answer, the last one only how fast)
@@ -38,24 +36,36 @@ def generate(  # noqa: PLR0913 (six of them say what to answer, the last one onl
     *,
     stop_ids: Collection[int],
     settings: SamplingSettings,
-    seed: int,
+    seed: int | Sequence[int],
     max_batch_tokens: int = 65536,
+    journal: Journal | None = None,
 ) -> list[Answer]:
     """Answer prompts given as token ids, in the caller's order.
 
-    An answer depends on its own prompt, the settings and the seed; batches (at most `max_batch_tokens`,
-    prompts and room for the answers together) change it only as far as rounding does.
+    An answer depends on its own prompt, the settings and the seed (one for all prompts, or one each);
+    batches (at most `max_batch_tokens`, prompts and room for the answers together) change it only as
+    far as rounding does. `journal`: of this very model; a batch that it holds is not answered again.
 
     Raises:
         ModelError: a prompt does not fit the model, or the model returned NaN or infinite logits.
     """
-    forward, reader = _Forward(model), _Reader(tokenizer, settings.stop)
-    rows = _rows(forward, prompts, settings.max_new_tokens)
+    forward, reader = _Forward(model), AnswerReader(tokenizer, settings.stop)
+    seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
+    rows, ends, journal = (
+        _rows(forward, prompts, settings.max_new_tokens, seeds),
+        sorted(stop_ids),
+        journal or Journal(),
+    )
+    said = settings.model_dump(mode="json")
     with _evaluating(model):
         for batch in _batches(rows, max_batch_tokens):
-            for _ in _decode(forward, reader, batch, frozenset(stop_ids), settings, seed):
-                pass
-    return [reader.answer(row) for row in rows]
+            asked = [(list(row.prompt), row.seed) for row in batch]
+            kept = journal.once(
+                ["answers", asked, ends, said], partial(_finish, forward, reader, batch, ends, settings)
+            )
+            for row, (ids, tokens, stopped) in zip(batch, kept, strict=True):
+                row.ids, row.tokens, row.stopped = ids, tokens, stopped
+    return [row.answer(reader) for row in rows]
 
 
 def stream(
@@ -72,12 +82,12 @@ def stream(
     The model is in evaluation mode until the iterator is exhausted or closed.
     Raises ModelError as `generate` does; what is wrong with the prompt is raised at once.
     """
-    forward, reader = _Forward(model), _Reader(tokenizer, settings.stop)
-    rows = _rows(forward, [prompt], settings.max_new_tokens)
-    return _pieces(model, reader, rows[0], _decode(forward, reader, rows, frozenset(stop_ids), settings, seed))
+    forward, reader = _Forward(model), AnswerReader(tokenizer, settings.stop)
+    rows = _rows(forward, [prompt], settings.max_new_tokens, [seed])
+    return _pieces(model, reader, rows[0], _decode(forward, reader, rows, frozenset(stop_ids), settings))
 
 
-def _pieces(model: nn.Module, reader: _Reader, row: _Row, steps: Iterator[None]) -> Iterator[str]:
+def _pieces(model: nn.Module, reader: AnswerReader, row: _Row, steps: Iterator[None]) -> Iterator[str]:
     sent = ""
     with _evaluating(model):
         for _ in steps:
@@ -85,7 +95,7 @@ def _pieces(model: nn.Module, reader: _Reader, row: _Row, steps: Iterator[None])
             if len(text) > len(sent) and text.startswith(sent):
                 yield text[len(sent) :]
                 sent = text
-    if rest := reader.answer(row).text[len(sent) :]:
+    if rest := row.answer(reader).text[len(sent) :]:
         yield rest
 
 
@@ -94,6 +104,7 @@ class _Row:
     """One prompt and its answer so far."""
 
     prompt: Sequence[int]
+    seed: int
     limit: int  # tokens the answer may have
     ids: list[int] = field(default_factory=list)  # the answer, without a stop token
     tokens: int = 0  # generated, the stop token included
@@ -103,8 +114,11 @@ class _Row:
     def finished(self) -> bool:
         return self.stopped or self.tokens >= self.limit
 
+    def answer(self, reader: AnswerReader) -> Answer:
+        return Answer(reader.text(self.ids, self.stopped), self.stopped, self.tokens)
 
-def _rows(forward: _Forward, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[_Row]:
+
+def _rows(forward: _Forward, prompts: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int]) -> list[_Row]:
     """Check every prompt against the model and work out how long its answer may get."""
     problems: list[str] = []
     for number, prompt in enumerate(prompts):
@@ -120,7 +134,8 @@ def _rows(forward: _Forward, prompts: Sequence[Sequence[int]], max_new_tokens: i
         fix = "shorten the prompts, and use the tokenizer that belongs to the model"
         raise ModelError("; ".join(problems[:MAX_REPORTED]) + more, fix=fix)
     room = [max_new_tokens if forward.context is None else forward.context - len(prompt) for prompt in prompts]
-    return [_Row(prompt, min(max_new_tokens, left)) for prompt, left in zip(prompts, room, strict=True)]
+    parts = zip(prompts, seeds, room, strict=True)
+    return [_Row(prompt, seed, min(max_new_tokens, left)) for prompt, seed, left in parts]
 
 
 def _batches(rows: Sequence[_Row], max_tokens: int) -> Iterator[list[_Row]]:
@@ -137,16 +152,20 @@ def _batches(rows: Sequence[_Row], max_tokens: int) -> Iterator[list[_Row]]:
         yield batch
 
 
+def _finish(
+    forward: _Forward, reader: AnswerReader, rows: Sequence[_Row], stop_ids: Collection[int], settings: SamplingSettings
+) -> list[tuple[list[int], int, bool]]:
+    """Answer one batch: the ids of each answer, how many were generated, and whether it ended by itself."""
+    for _ in _decode(forward, reader, rows, frozenset(stop_ids), settings):
+        pass
+    return [(row.ids, row.tokens, row.stopped) for row in rows]
+
+
 def _decode(
-    forward: _Forward,
-    reader: _Reader,
-    rows: Sequence[_Row],
-    stop_ids: frozenset[int],
-    settings: SamplingSettings,
-    seed: int,
+    forward: _Forward, reader: AnswerReader, rows: Sequence[_Row], stop_ids: frozenset[int], settings: SamplingSettings
 ) -> Iterator[None]:
     """Generate one token per unfinished row and step, until all rows are finished."""
-    sampler = Sampler(settings, seed, [row.prompt for row in rows])
+    sampler = Sampler(settings, [(row.seed, row.prompt) for row in rows])
     state, ids = _padded(rows, forward.device)
     running = list(rows)
     while running:
@@ -167,7 +186,7 @@ def _decode(
         running = [running[place] for place in kept]
 
 
-def _append(row: _Row, token: int, stop_ids: frozenset[int], reader: _Reader) -> None:
+def _append(row: _Row, token: int, stop_ids: frozenset[int], reader: AnswerReader) -> None:
     row.tokens += 1
     if token in stop_ids:
         row.stopped = True
@@ -251,48 +270,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-class _Reader:
-    """Token ids of an answer -> its text, up to the first stop string."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
-        # A stop string of n bytes spans n tokens at most, not counting those that are not shown.
-        self._window = TAIL_MARGIN + max((len(text.encode()) for text in stop), default=0)
-        added = tokenizer.added_tokens_decoder.items()
-        self._hidden = {token for token, content in added if content.special}.union(tokenizer.all_special_ids)
-
-    def answer(self, row: _Row) -> Answer:
-        text = self._cut(row.ids)
-        if text is None:
-            # Without a stop, a broken last character is one that max_new_tokens cut in two.
-            text = self._decode(row.ids) if row.stopped else self._decode(row.ids).rstrip(REPLACEMENT)
-        return Answer(text, row.stopped, row.tokens)
-
-    def ends_in_stop(self, ids: Sequence[int]) -> bool:
-        """Tell whether the newest token completed a stop string, decoding only as many tokens as it takes."""
-        if not self._stop:
-            return False
-        shown = (token for token in reversed(ids) if token not in self._hidden)
-        tail = self._decode(list(islice(shown, self._window))[::-1])
-        return any(text in tail for text in self._stop) and self._cut(ids) is not None
-
-    def settled(self, ids: Sequence[int]) -> str:
-        """Return the start of the text that no further token can change or turn into a stop string."""
-        name = self._tokenizer.convert_ids_to_tokens(ids[-1]) if ids else None
-        if isinstance(name, str) and BYTE_TOKEN.fullmatch(name):
-            return ""  # a run of byte tokens is decoded as one: the next byte can still undo the last character
-        text = self._decode(ids).rstrip(REPLACEMENT)
-        held = (size for stop in self._stop for size in range(1, len(stop)) if text.endswith(stop[:size]))
-        return text[: len(text) - max(held, default=0)]
-
-    def _cut(self, ids: Sequence[int]) -> str | None:
-        """Return the text before the first stop string, None if there is no stop string."""
-        text = self._decode(ids)
-        starts = [text.find(stop) for stop in self._stop if stop in text]
-        return text[: min(starts)] if starts else None
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return cast(str, text)

@@ -17,13 +17,13 @@ NOT_FINITE = -1  # in place of a token: the row's logits hold NaN or infinity
 class Sampler:
     """Chooses tokens for rows that run together; what one row draws never depends on the others.
 
-    A row's random numbers come from the seed and its prompt alone, one per token. Two equal prompts
+    A row's random numbers come from its seed and its prompt alone, one per token. Two equal prompts
     therefore get equal answers; draw several answers to one prompt with several seeds.
     """
 
-    def __init__(self, settings: SamplingSettings, seed: int, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, settings: SamplingSettings, rows: Sequence[tuple[int, Sequence[int]]]) -> None:
         self.settings = settings
-        self.draws = [draws_for(seed, prompt) for prompt in prompts]
+        self.draws = [draws_for(seed, prompt) for seed, prompt in rows]
         self.counts: Tensor | None = None  # (B, V), occurrences of each token in the answer so far
 
     def choose(self, logits: Tensor) -> list[int]:

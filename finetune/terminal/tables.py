@@ -1,100 +1,171 @@
-"""Reports and adapters -> tables. Nothing here loads torch."""
+"""Reports and adapters -> tables. Nothing here loads torch.
+
+A cell is never read as rich's markup: what stands in it may come from a model, a data file or a name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from finetune.model.store import WEIGHTS, Card, StoredAdapter
 
 if TYPE_CHECKING:
-    from finetune.evaluation.baseline import Baseline
+    from finetune.evaluation.report import Evaluation, Repeats, Report
+    from finetune.evaluation.standings import Cell, Standing
 
 MAX_LISTED = 10  # prompts or differences in one line
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+_TONES = {"good": "green", "bad": "red", "unclear": "yellow", "": ""}
 
 
-def report_table(report: object) -> Table:
-    """The headline numbers of an evaluation, base beside adapter, each with its 95% interval."""
-    from finetune.evaluation.report import Estimate, Report
+def report_table(report: Report) -> Group:
+    """The headline numbers of an evaluation: every model in a row, and the adapter held against it."""
+    from finetune.evaluation.standings import standings
+    from finetune.evaluation.tiles import detectable
 
-    assert isinstance(report, Report)
+    general, prompts = report.perplexity.general is not None, report.prompts is not None
+    columns: list[tuple[str, bool, Callable[[Standing], Cell | None]]] = [
+        ("answers passed", prompts, lambda row: row.rate),
+        ("perplexity, held-out", True, lambda row: row.heldout),
+        ("perplexity, general", general, lambda row: row.general),
+        ("adapter against it: passed", prompts, lambda row: row.gain),
+        ("held-out ratio", True, lambda row: row.heldout_ratio),
+        ("general ratio", general, lambda row: row.general_ratio),
+    ]
+    shown = [(heading, cell_of) for heading, measured, cell_of in columns if measured]
+    table = _table(["", *(heading for heading, _ in shown)], f"{report.name} against its base {report.base}")
+    table.show_lines = True
+    for row in standings(report):
+        name = Text.assemble((row.name, "bold"), "\n", row.kind)
+        table.add_row(name, *(_cell(cell_of(row)) for _, cell_of in shown))
+    notes = [detectable(report)] if prompts else []
+    for rival in report.rivals:
+        notes += _changed(rival.name, rival.fixed, rival.broken) if rival.gain else []
+    repeats = report.prompts.repeats if report.prompts else None
+    extra = [*_tasks(report), *(_repeats(repeats) if repeats else ())]
+    return Group(table, *extra, *(Text(note) for note in notes))
 
-    def cell(e: Estimate) -> str:
-        return f"{e.value:.3f}  ({e.low:.3f} to {e.high:.3f})"
 
-    table = Table(title=f"{report.name} against its base {report.base}", title_justify="left")
-    for heading in ("", "base", "adapter", "adapter / base"):
-        table.add_column(heading)
-    for name, pair in (("held-out", report.perplexity.heldout), ("general", report.perplexity.general)):
-        if pair:
-            table.add_row(f"perplexity, {name}", cell(pair.base), cell(pair.adapter), cell(pair.ratio))
-    if prompts := report.prompts:
-        sides = [f"{p.passed}/{p.total}  ({p.low:.1%} to {p.high:.1%})" for p in (prompts.base, prompts.adapter)]
-        table.add_row("prompts passed", *sides, f"{prompts.gain.value:+.1%}")
-    return table
-
-
-def gates_table(report: object) -> Table | None:
+def gates_table(report: Report) -> Table | None:
     """Each gate with its verdict, or None if the recipe has none."""
-    from finetune.evaluation.report import Report
-
-    assert isinstance(report, Report)
     if not report.gates:
         return None
-    table = Table("gate", "value", "verdict", title="gates", title_justify="left")
+    table = _table(["gate", "value", "verdict"], "gates")
     for gate in report.gates:
-        colour = _COLOURS[gate.verdict]
-        table.add_row(
-            f"{gate.metric} {gate.bound}",
-            f"{gate.value:.4g}",
-            f"[{colour}]{gate.verdict}[/]" + ("" if gate.verdict == "pass" else f" {gate.reason}"),
-        )
+        verdict = Text(gate.verdict, style=_COLOURS[gate.verdict])
+        reason = "" if gate.verdict == "pass" else f" {gate.reason}"
+        _add(table, f"{gate.metric} {gate.bound}", f"{gate.value:.4g}", verdict + Text(reason))
     return table
 
 
-def compare_reports(console: Console, reports: Sequence[Baseline]) -> None:
-    """Print several reports side by side, then each against the first, prompt by prompt."""
-    table = Table("report", "adapter", "prompts passed", "perplexity, held-out", "adapter / base", "verdict")
-    for found in reports:
+def compare_reports(console: Console, reports: Sequence[tuple[str, Evaluation]]) -> None:
+    """Print several reports, each with its folder, side by side, then each against the first, prompt by prompt."""
+    from finetune.evaluation.tiles import number, percent, span
+
+    headings = ["report", "adapter", "answers passed", "perplexity, held-out", "adapter / base", "verdict"]
+    table = _table(headings)
+    for folder, found in reports:
         heldout, prompts = found.report.perplexity.heldout, found.report.prompts
-        rate = f"{prompts.adapter.passed}/{prompts.adapter.total}" if prompts else "-"
-        span = f"  ({prompts.adapter.low:.1%} to {prompts.adapter.high:.1%})" if prompts else ""
-        ratio = f"{heldout.ratio.value:.3f}  ({heldout.ratio.low:.3f} to {heldout.ratio.high:.3f})"
-        perplexity = f"{heldout.adapter.value:.3f}  ({heldout.adapter.low:.3f} to {heldout.adapter.high:.3f})"
-        table.add_row(found.where, found.report.name, rate + span, perplexity, ratio, found.report.verdict)
+        passed = (
+            f"{prompts.adapter.passed:,} of {prompts.adapter.total:,}"
+            f"  ({percent(prompts.adapter.low)} to {percent(prompts.adapter.high)})"
+            if prompts
+            else "-"
+        )
+        numbers = (heldout.adapter.interval, heldout.ratio.interval)
+        shown = (f"{number(interval.value)}  ({span(interval, number)})" for interval in numbers)
+        _add(table, folder, found.report.name, passed, *shown, found.report.verdict)
     console.print(table)
-    for found in reports[1:]:
-        _print_pair(console, reports[0], found)
+    for folder, found in reports[1:]:
+        _print_pair(console, reports[0], (folder, found))
 
 
-def _print_pair(console: Console, first: Baseline, second: Baseline) -> None:
+def _print_pair(console: Console, first: tuple[str, Evaluation], second: tuple[str, Evaluation]) -> None:
+    """Say what changed from one report's adapter to another's, and what forbids a comparison."""
     from finetune.evaluation.baseline import pair
+    from finetune.evaluation.tiles import chance, points, span
 
-    paired = pair(first, second)
-    lines = [f"{second.where} against {first.where}:"]
+    paired = pair(first[1], second[1])
+    lines = [f"{second[0]} against {first[0]}:"]
     if paired.differences:
         lines.append("  they were made under different conditions, so a difference says little about the adapter:")
         lines += [f"    {text}" for text in paired.differences[:MAX_LISTED]]
         lines += [f"    ... and {len(paired.differences) - MAX_LISTED} more"] * (len(paired.differences) > MAX_LISTED)
-    gain = f"{paired.gain.value:+.1%} ({paired.gain.low:+.1%} to {paired.gain.high:+.1%})"
-    lines.append(f"  prompts passed {gain}, exact McNemar p = {paired.p_value:.2g}")
+    gain = f"{points(paired.gain.value)} points ({span(paired.gain, points)})"
+    tail = f", exact McNemar {chance(paired.p_value)}" if paired.p_value is not None else ""
+    lines.append(f"  answers passed {gain}{tail}")
     for word, names in (("fixed", paired.fixed), ("broken", paired.broken)):
-        more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-        lines.append(f"  {word}: {len(names)}" + (f" ({', '.join(names[:MAX_LISTED])}{more})" if names else ""))
+        lines.append(f"  {word}: {len(names)}" + (f" ({_listed(names)})" if names else ""))
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
+def _tasks(report: Report) -> Iterable[Table]:
+    """Scores of lm-eval's tasks, if there are any."""
+    from finetune.evaluation.standings import task_rows
+
+    rows = task_rows(report)
+    if rows:
+        headings = ["task", "metric", "questions", "adapter", "base's score", "its score", "difference"]
+        table = _table(headings, "tasks of lm-eval")
+        for *texts, difference in rows:
+            _add(table, *(str(text) for text in texts), _cell(difference))
+        yield table
+
+
+def _repeats(repeats: Repeats) -> Iterable[Table | Text]:
+    """Prompts answered several times: how steady they are, and which are not."""
+    from finetune.evaluation.tiles import percent
+
+    table = _table([f"of {repeats.k} answers", "base", "adapter"], "prompts answered several times")
+    for what, both in (("one or more pass", repeats.pass_any), ("all pass", repeats.pass_all)):
+        sides = (both.base, both.adapter)
+        shown = (f"{percent(side.value)}  ({percent(side.low)} to {percent(side.high)})" for side in sides)
+        _add(table, what, *shown)
+    yield table
+    flaky = [f"{prompt.id} {prompt.passed}/{prompt.total}" for prompt in repeats.flaky]
+    if flaky:
+        yield Text(f"flaky: {len(flaky)} of {repeats.prompts} ({_listed(flaky)})")
+
+
+def _changed(name: str, fixed: Sequence[str], broken: Sequence[str]) -> list[str]:
+    changes = [f"{len(ids)} prompts passed {word} often ({_listed(ids)})"
+               for word, ids in (("less", broken), ("more", fixed)) if ids]  # fmt: skip
+    return [f"against {name}: {', '.join(changes)}"] if changes else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("-")
+    return Text.assemble((cell.value, _TONES[cell.tone]), "\n", (cell.range.replace("; ", "\n"), "dim"))
+
+
+def _table(headings: Sequence[str], title: str | None = None) -> Table:
+    return Table(*headings, title=Text(title) if title else None, title_justify="left")
+
+
+def _add(table: Table, *cells: str | Text) -> None:
+    """Add a row in which no text is markup."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
+
+
 def adapters_table(adapters: Sequence[StoredAdapter]) -> Table:
-    table = Table("adapter", "base", "method", "r", "size", "held-out loss", "prompts passed", "trained")
+    table = _table(["adapter", "base", "method", "r", "size", "held-out loss", "prompts passed", "trained"])
     for adapter in adapters:
         card, size = adapter.card, (adapter.folder / WEIGHTS).stat().st_size
         rate = card.metrics.get("prompts.pass_rate")
-        table.add_row(
+        _add(
+            table,
             adapter.name,
             f"{card.base.model} ({card.base.quantization})",
             card.method,
@@ -110,9 +181,10 @@ def adapters_table(adapters: Sequence[StoredAdapter]) -> Table:
 def show_adapter(console: Console, adapter: StoredAdapter) -> None:
     """Everything a card says, in words."""
     card = adapter.card
-    table = Table(show_header=False, box=None, title=f"{adapter.name}  ({adapter.folder})", title_justify="left")
+    table = Table(show_header=False, box=None, title=Text(f"{adapter.name}  ({adapter.folder})"))
+    table.title_justify = "left"
     for name, value in _facts(card, adapter.folder):
-        table.add_row(name, value)
+        _add(table, name, value)
     console.print(table)
 
 

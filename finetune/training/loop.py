@@ -36,6 +36,9 @@ from finetune.training.telemetry import (
     peak_memory_bytes,
 )
 
+# Clips single steps that are far out of line. AdamW divides by the size of the gradients, so the exact threshold
+# hardly matters, and 1.0 is the usual one.
+MAX_GRAD_NORM = 1.0
 SYNC_EVERY = 10  # steps between reads of a GPU's results; on the CPU reading costs nothing
 
 
@@ -48,6 +51,7 @@ class TrainingJob:
     section: TrainSection
     seed: int
     checkpoint: Path  # folder to resume from
+    checkpoint_every: int  # optimizer steps
     key: Mapping[str, str]  # what makes a checkpoint this run's
 
     @property
@@ -118,7 +122,7 @@ class _Loop:
                 stopped_by = self._step(meter, received)
                 if stopped_by:
                     self._interrupt(stopped_by)
-                if self.progress.step % self.job.section.checkpoint_every == 0:
+                if self.progress.step % self.job.checkpoint_every == 0:
                     self._checkpoint()
         assert_trainable_through(self.inner)
         return TrainResult(self.progress, self.log, peak_memory_bytes(self.job.base.device))
@@ -137,7 +141,7 @@ class _Loop:
         count = trained_tokens(batch)
         loss = self._accumulate(batch, count)
         stop = self._reduce(loss, received)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.job.section.max_grad_norm, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM, foreach=True)
         rate = learning_rate(self.progress.step, self.job.steps, self.job.section)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -48,7 +48,7 @@ SOURCE = Source("train", "rows.jsonl", "instruction")
 
 
 def entries() -> set[str]:
-    return {path.name for path in tokens.cache_folder().iterdir()}
+    return {path.name for path in tokens.cache_folder("tokens").iterdir()}
 
 
 def test_rows_come_back_as_they_were(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -152,8 +152,8 @@ def test_other_versions_of_the_libraries_make_them_anew(name: str, monkeypatch: 
 
 def test_other_code_of_ours_makes_them_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     load_rows(SOURCE, template(), 512)
-    before = tokens.code_sha256()
-    monkeypatch.setattr(tokens, "code_sha256", lambda: before[::-1])
+    before = tokens.code_sha256(Path(tokens.__file__).parent)
+    monkeypatch.setattr(tokens, "code_sha256", lambda _: before[::-1])
     assert cached(find_entry(SOURCE, template())) is None
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_is_edited_while_it_is_read_is_refused() -> None:
 
 def test_a_damaged_entry_is_made_anew() -> None:
     first = list(load_rows(SOURCE, template(), 512))
-    file = tokens.cache_folder() / find_entry(SOURCE, template()).key / TOKENS
+    file = tokens.cache_folder("tokens") / find_entry(SOURCE, template()).key / TOKENS
     for damaged in (file.read_bytes()[:-100], b"", b"no arrow"):
         file.write_bytes(damaged)
         assert cached(find_entry(SOURCE, template())) is None
@@ -204,7 +204,7 @@ def test_a_damaged_entry_is_made_anew() -> None:
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Path("file").write_text("")
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(DataError, match=r"file/cache: the cache .* cannot be written .*; set FINETUNE_CACHE"):
+    with pytest.raises(DataError, match=r"file/cache/tokens: the cache .* cannot be written .*; set FINETUNE_CACHE"):
         load_rows(SOURCE, template(), 512)
 
 
@@ -214,9 +214,9 @@ def test_a_cache_that_grows_too_large_loses_what_was_not_used_for_longest(monkey
         source = replace(SOURCE, system=system)
         load_rows(source, template(), 512)
         keys.append(find_entry(source, template()).key)
-        os.utime(tokens.cache_folder() / keys[-1], (number, number))
+        os.utime(tokens.cache_folder("tokens") / keys[-1], (number, number))
     cached(find_entry(replace(SOURCE, system="a"), template()))  # used again
-    size = (tokens.cache_folder() / keys[0] / TOKENS).stat().st_size
+    size = (tokens.cache_folder("tokens") / keys[0] / TOKENS).stat().st_size
     monkeypatch.setattr(tokens, "MAX_CACHE_BYTES", 3 * size + size // 2)
     load_rows(SOURCE, template(), 512)
     left = entries()
@@ -227,6 +227,6 @@ def test_a_cache_that_grows_too_large_loses_what_was_not_used_for_longest(monkey
 def test_the_cache_is_where_the_user_s_caches_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FINETUNE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert tokens.cache_folder() == tmp_path / "xdg" / "finetune" / "tokens"
+    assert tokens.cache_folder("tokens") == tmp_path / "xdg" / "finetune" / "tokens"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert tokens.cache_folder() == Path.home() / ".cache" / "finetune" / "tokens"
+    assert tokens.cache_folder("tokens") == Path.home() / ".cache" / "finetune" / "tokens"

@@ -14,8 +14,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from finetune.data.encoding import Encoded
+from finetune.evaluation.blocks import perplexity_block
 from finetune.evaluation.perplexity import score_windowed
-from finetune.evaluation.report import PerplexityScore, perplexity_block
+from finetune.evaluation.report import PerplexityScore
 from finetune.evaluation.statistics import Scores, perplexity_interval
 from finetune.training.scoring import RowScore
 

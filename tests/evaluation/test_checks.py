@@ -165,7 +165,7 @@ def test_details_say_what_is_wrong_and_stay_short() -> None:
 
 
 def test_passed_outcome_has_no_detail() -> None:
-    assert run_check(make_check("contains", "a"), Answer("a", True, 1)) == ("contains 'a'", True, "")
+    assert run_check(make_check("contains", "a"), Answer("a", True, 1)) == ("contains 'a'", True, "", False)
 
 
 def test_catastrophic_pattern_fails_within_two_seconds() -> None:
@@ -175,6 +175,7 @@ def test_catastrophic_pattern_fails_within_two_seconds() -> None:
     assert time.process_time() - start < 2
     assert not outcome.passed
     assert "timed out after 1 s" in outcome.detail
+    assert (outcome.passed, outcome.error) == (False, True)
 
 
 @pytest.mark.parametrize(

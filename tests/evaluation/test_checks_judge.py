@@ -14,8 +14,9 @@ import pytest
 
 from finetune.data.messages import Message
 from finetune.errors import DataError, FinetuneError
-from finetune.evaluation.checks import Answer, Context, Verdicts, chat, describe, make_check, run_check
+from finetune.evaluation.checks import Answer, Context, chat, describe, make_check, run_check
 from finetune.evaluation.suite import Graded, grade, load_prompts
+from finetune.journal import Journal
 
 MOST = 12  # requests that one test may make
 ASKED = (Message("system", "You take orders."), Message("user", "Two pizzas, please."))
@@ -82,9 +83,9 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Judge]:
     server.close()
 
 
-def outcome(text: str = "Two pizzas.", verdicts: Verdicts | None = None, **options: Any) -> tuple[bool, str]:
+def outcome(text: str = "Two pizzas.", verdicts: Journal | None = None, **options: Any) -> tuple[bool, str]:
     check = make_check("judge", "Friendly.", model="big", **options)
-    _, passed, detail = run_check(check, Answer(text, True, 3), Context(ASKED, verdicts))
+    _, passed, detail, _ = run_check(check, Answer(text, True, 3), Context(ASKED, verdicts))
     return passed, detail
 
 
@@ -150,8 +151,8 @@ def test_the_answer_stands_between_markers_that_nobody_can_know(judge: Judge) ->
 )
 def test_a_reply_of_another_form_is_an_error_and_no_verdict(judge: Judge, content: str, tmp_path: Path) -> None:
     judge.reply = lambda request: said(content)
-    with Verdicts(tmp_path) as verdicts, pytest.raises(FinetuneError, match="did not reply as asked") as error:
-        outcome(verdicts=verdicts)
+    with pytest.raises(FinetuneError, match="did not reply as asked") as error:
+        outcome(verdicts=Journal(tmp_path / "judge.jsonl"))
     assert error.value.where == judge.url
     assert len(judge.requests) == 2
     assert not list(tmp_path.iterdir())
@@ -227,68 +228,43 @@ def test_the_key_is_in_no_message(judge: Judge, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_verdicts_are_kept_by_all_that_was_judged(judge: Judge, tmp_path: Path) -> None:
-    with Verdicts(tmp_path) as verdicts:
-        assert outcome(verdicts=verdicts) == (True, "")
-        assert outcome(verdicts=verdicts, at_least=4.5)[0] is False
-    assert len(judge.requests) == 2
-    with Verdicts(tmp_path) as verdicts:
-        outcome(verdicts=verdicts)
-        assert len(judge.requests) == 2
-        outcome("Other.", verdicts=verdicts)
-        assert len(judge.requests) == 4
-        check = make_check("judge", "Friendly.", model="small")
-        run_check(check, Answer("Two pizzas.", True, 3), Context(ASKED, verdicts))
-        run_check(make_check("judge", "Rude.", model="big"), Answer("Two pizzas.", True, 3), Context(ASKED, verdicts))
-        run_check(check, Answer("Two pizzas.", True, 3), Context(ASKED[:1], verdicts))
-    assert len(judge.requests) == 10
-    assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 5
-
-
-def test_a_damaged_file_of_verdicts_costs_a_question_and_no_more(judge: Judge, tmp_path: Path) -> None:
-    with Verdicts(tmp_path) as verdicts:
-        outcome(verdicts=verdicts)
-        outcome("Other.", verdicts=verdicts)
     file = tmp_path / "judge.jsonl"
-    good, other = file.read_text().splitlines()
-    bad = json.dumps({**json.loads(other), "verdict": [[9, "x"], [5, "y"]]})
-    file.write_text(f'{good}\nnot JSON\n[]\n{{"key": 5, "verdict": 1}}\n{bad}\n')
-    with Verdicts(tmp_path) as verdicts:
-        assert outcome(verdicts=verdicts) == (True, "")
-        assert len(judge.requests) == 4
-        assert outcome("Other.", verdicts=verdicts) == (True, "")
-        assert len(judge.requests) == 6
-    assert len(file.read_text().splitlines()) == 2
+    verdicts = Journal(file)
+    assert outcome(verdicts=verdicts) == (True, "")
+    assert outcome(verdicts=verdicts, at_least=4.5)[0] is False
+    assert len(judge.requests) == 2
+    verdicts = Journal(file)
+    outcome(verdicts=verdicts)
+    assert len(judge.requests) == 2
+    outcome("Other.", verdicts=verdicts)
+    assert len(judge.requests) == 4
+    check = make_check("judge", "Friendly.", model="small")
+    run_check(check, Answer("Two pizzas.", True, 3), Context(ASKED, verdicts))
+    run_check(make_check("judge", "Rude.", model="big"), Answer("Two pizzas.", True, 3), Context(ASKED, verdicts))
+    run_check(check, Answer("Two pizzas.", True, 3), Context(ASKED[:1], verdicts))
+    assert len(judge.requests) == 10
+    assert len(file.read_text().splitlines()) == 5
 
 
-def test_two_writers_keep_each_other_s_verdicts(tmp_path: Path) -> None:
-    with Verdicts(tmp_path) as one, Verdicts(tmp_path) as two:
-        one.put("aa", [1])
-        two.put("bb", [2])
-    both = Verdicts(tmp_path)
-    assert (both.get("aa"), both.get("bb"), both.get("cc")) == ([1], [2], None)
-
-
-def test_a_folder_that_cannot_keep_verdicts_is_an_error_that_names_it(tmp_path: Path) -> None:
-    (tmp_path / "judge.jsonl").mkdir()
-    with pytest.raises(FinetuneError, match=r"judge.jsonl: the judge's verdicts cannot be kept"):
-        Verdicts(tmp_path)
-    verdicts = Verdicts(tmp_path / "folder")
-    (tmp_path / "folder").touch()
-    verdicts.put("aa", [1])
-    with pytest.raises(FinetuneError, match="cannot be kept"):
-        verdicts.save()
+def test_a_verdict_that_is_none_is_asked_for_again(judge: Judge, tmp_path: Path) -> None:
+    file = tmp_path / "judge.jsonl"
+    outcome(verdicts=Journal(file))
+    key = json.loads(file.read_text())["key"]
+    Journal(file).put(key, [[9, "x"], [5, "y"]])
+    assert outcome(verdicts=Journal(file)) == (True, "")
+    assert len(judge.requests) == 4
 
 
 def test_half_characters_and_long_answers_are_asked_about(judge: Judge, tmp_path: Path) -> None:
-    with Verdicts(tmp_path) as verdicts:
-        assert outcome("\ud800 \u0000", verdicts=verdicts) == (True, "")
-        assert outcome("x" * 1_000_000, verdicts=verdicts) == (True, "")
+    verdicts = Journal(tmp_path / "judge.jsonl")
+    assert outcome("\ud800 \u0000", verdicts=verdicts) == (True, "")
+    assert outcome("x" * 1_000_000, verdicts=verdicts) == (True, "")
     assert "\ud800 \u0000" in judge.requests[0]["messages"][1]["content"]
 
 
-def graded(path: Path, folder: Path | None) -> tuple[Graded, ...]:
+def graded(path: Path, verdicts: Journal) -> tuple[Graded, ...]:
     prompts = load_prompts(path, None)
-    return grade(prompts, [Answer(f"answer {i}", True, 3) for i in range(len(prompts))], folder)
+    return grade(prompts, [[Answer(f"answer {i}", True, 3)] for i in range(len(prompts))], verdicts)
 
 
 def test_a_suite_with_a_judge_is_graded_and_goes_on_where_it_broke_off(judge: Judge, tmp_path: Path) -> None:
@@ -298,9 +274,9 @@ def test_a_suite_with_a_judge_is_graded_and_goes_on_where_it_broke_off(judge: Ju
     good = judge.reply
     judge.reply = lambda request: good(request) if len(judge.requests) < 4 else (401, "")
     with pytest.raises(FinetuneError, match="HTTP 401"):
-        graded(path, tmp_path / "kept")
+        graded(path, Journal(tmp_path / "kept"))
     judge.reply = good
-    assert all(result.passed for result in graded(path, tmp_path / "kept"))
+    assert all(result.attempts[0].passed for result in graded(path, Journal(tmp_path / "kept")))
     assert len(judge.requests) == 4 + 4
     assert "user: Hi" in judge.requests[0]["messages"][1]["content"]
 

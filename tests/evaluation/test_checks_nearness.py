@@ -116,7 +116,7 @@ def test_scores_are_shares_and_a_text_is_nearest_to_itself(answer: str, referenc
 @pytest.mark.parametrize("kind", ["rouge_l", "f1", "similarity"])
 def test_the_nearest_reference_counts_and_the_bound_may_be_reached(kind: str) -> None:
     def outcome(text: str, references: list[str], at_least: float) -> tuple[bool, str]:
-        _, passed, detail = run_check(make_check(kind, references, at_least=at_least), Answer(text, True, 1))
+        _, passed, detail, _ = run_check(make_check(kind, references, at_least=at_least), Answer(text, True, 1))
         return passed, detail
 
     assert outcome("two pizzas", ["no", "two pizzas", "four"], 1.0) == (True, "")

@@ -6,11 +6,13 @@ import re
 from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
 from finetune.errors import RecipeError
-from finetune.evaluation.gates import METRICS, apply_gates, check_gates, judge, overall
+from finetune.evaluation.gates import METRICS, apply_gates, check_gates, gates_of, judge, overall
 from finetune.evaluation.report import (
     Estimate,
+    Evaluation,
     Gain,
     GateResult,
     PassRate,
@@ -19,6 +21,8 @@ from finetune.evaluation.report import (
     PerplexityScore,
     Prompts,
     Report,
+    RowScores,
+    ScoreTable,
     Verdict,
     Versions,
 )
@@ -50,13 +54,25 @@ def a_report(base: int = 10, adapter: int = 90, total: int = 100, ratio: Interva
         generation=GenerationSection(),
         data={},
         perplexity=Perplexity(heldout=pair(ratio), general=pair(ratio)),
-        prompts=Prompts(base=rate(base, total), adapter=rate(adapter, total), gain=gain, by_tag={}),
+        prompts=Prompts(
+            base=rate(base, total),
+            adapter=rate(adapter, total),
+            gain=gain,
+            by_tag={},
+            repeats=None,
+            detectable_drop=0.1,
+        ),
     )
+
+
+def found(report: Report) -> Evaluation:
+    row = RowScores(tokens=(1,), bytes=(1,), base=(1.0,), adapter=(1.0,))
+    return Evaluation(report=report, samples=(), scores=ScoreTable(heldout=row, general=row))
 
 
 def decide(metric: Metric, report: Report | None = None, **bound: float | None) -> GateResult:
     gate = Gate(at_least=bound.get("at_least"), at_most=bound.get("at_most"))
-    return judge({metric: gate}, report or a_report())[0]
+    return judge({metric: gate}, found(report or a_report()))[0]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +175,7 @@ def test_overall(verdicts: list[Verdict], expected: str) -> None:
 
 
 def test_apply_gates_fills_the_report() -> None:
-    report = apply_gates({"prompts.gain": Gate(at_least=0.5)}, a_report())
+    report = apply_gates({"prompts.gain": Gate(at_least=0.5)}, found(a_report())).report
     assert report.verdict == "pass"
     assert len(report.gates) == 1
 
@@ -174,7 +190,7 @@ def test_gate_without_its_data_names_the_missing_key(metric: Metric, key: str) -
     report = a_report().model_copy(update={"prompts": None})
     report = report.model_copy(update={"perplexity": report.perplexity.model_copy(update={"general": None})})
     with pytest.raises(RecipeError, match=f"eval.gates.{metric}.*set {key}"):
-        judge({metric: gate}, report)
+        judge({metric: gate}, found(report))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +201,11 @@ def test_gate_without_its_data_names_the_missing_key(metric: Metric, key: str) -
         ("prompts.gain", {"at_least": 5.0}),
         ("perplexity.heldout", {"at_most": 0.9}),
         ("perplexity.heldout.ratio", {"at_most": math.nan}),
+        ("prompts.pass_rate", {"at_least": 0.5, "no_worse_than_base": 1.0}),
+        ("perplexity.heldout", {"no_worse_than_base": -0.1}),
+        ("perplexity.general", {"no_worse_than_baseline": math.inf}),
+        ("prompts.gain", {"no_worse_than_base": 0.1}),
+        ("perplexity.heldout.ratio", {"no_worse_than_baseline": 0.1}),
     ],
 )
 def test_gates_that_could_never_pass_are_refused_early(metric: Metric, bound: dict[str, float]) -> None:
@@ -199,6 +220,26 @@ def test_all_bad_gates_are_named_at_once_and_good_ones_pass() -> None:
     with pytest.raises(RecipeError) as error:
         check_gates(bad)
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_gate_against_a_baseline_needs_one_and_a_baseline_always_has_a_gate() -> None:
+    without = EvalSection(prompts="p.yaml", gates={"prompts.pass_rate": Gate(at_least=0.5)})
+    assert gates_of(without, baseline=False) == without.gates
+    gates = gates_of(without, baseline=True)
+    assert gates["prompts.pass_rate"].bounds() == {"at_least": 0.5, "no_worse_than_baseline": 0.05}
+    assert list(gates_of(EvalSection(), baseline=True)) == ["perplexity.heldout"]
+    own = EvalSection(general="g", gates={"perplexity.general": Gate(no_worse_than_baseline=0.02)})
+    assert gates_of(own, baseline=True) == own.gates
+    check_gates(own)
+    with pytest.raises(RecipeError, match=r"eval.gates.perplexity.general: .* give one with --baseline FOLDER"):
+        gates_of(own, baseline=False)
+
+
+def test_every_bound_of_a_gate_is_a_result_of_its_own() -> None:
+    results = judge({"prompts.pass_rate": Gate(at_least=0.8, at_most=0.85)}, found(a_report()))
+    assert [(r.bound, r.verdict) for r in results] == [("at_least 0.8", "pass"), ("at_most 0.85", "inconclusive")]
+    with pytest.raises(ValidationError, match="give one of at_least, at_most, no_worse_than_base"):
+        Gate()
 
 
 def test_false_alarms_are_rare_and_real_gains_are_caught() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import re
@@ -18,7 +19,7 @@ from finetune.data.encoding import Encoded, encode
 from finetune.data.examples import Example
 from finetune.data.messages import TEXT as PLAIN
 from finetune.data.messages import Message
-from finetune.evaluation.perplexity import score_pair, score_windowed
+from finetune.evaluation.perplexity import score_model, score_windowed
 from finetune.evaluation.windows import windows
 from finetune.model import attention
 from finetune.model.base import Base
@@ -224,13 +225,35 @@ def test_bits_per_byte_and_byte_and_word_perplexity_are_those_of_lm_eval(
 
 @pytest.mark.parametrize("context", [1, 8, 24])
 def test_windows_are_cut_where_lm_eval_itself_cuts_them(tokenizer: PreTrainedTokenizerFast, context: int) -> None:
+    """With lm-eval's own windows, metrics and counts, and for its one token of context its own model class."""
     utils = pytest.importorskip("lm_eval.utils")
-    for _, ids in documents(tokenizer):
-        theirs = map(utils.make_disjoint_window, utils.get_rolling_token_windows(ids, 1, 32, context))
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
+    from lm_eval.api.task import PerplexityTask
+    from lm_eval.models.huggingface import HFLM
+
+    model, pairs, rows, likelihoods = llama(len(tokenizer)), documents(tokenizer), [], []
+    exact, prefix = in_float64(model), tokenizer.bos_token_id
+    for text, ids in pairs:
+        theirs = map(utils.make_disjoint_window, utils.get_rolling_token_windows(ids, prefix, 32, context))
         cut = [(list(seen), list(predicted)) for seen, predicted in theirs]
-        assert cut == list(rolling(ids, 1, 32, context))
-        ours = windows(Encoded([1, *ids], [0] + [1] * len(ids), "", 0), 33, 33 - context)
+        assert cut == list(rolling(ids, prefix, 32, context))
+        rows.append(Encoded([prefix, *ids], [0] + [1] * len(ids), "", len(text.encode())))
+        ours = windows(rows[-1], 33, 33 - context)
         assert [(piece.ids, sum(piece.loss_mask[1:])) for piece in ours] == [([*s, *p], len(p)) for s, p in cut]
+        likelihoods.append(math.fsum(loglikelihood(exact, *window) for window in cut))
+    if context == 1:
+        scorer = HFLM(model, tokenizer=copy.deepcopy(tokenizer), max_length=32, batch_size=8)
+        requests = [Instance("loglikelihood_rolling", {}, (text,), n) for n, (text, _) in enumerate(pairs)]
+        likelihoods = scorer.loglikelihood_rolling(requests, disable_tqdm=True)
+    words = [PerplexityTask.count_words(text) for text, _ in pairs]
+    sizes = [PerplexityTask.count_bytes(text) for text, _ in pairs]
+    got = right(model, rows, 500, 33, 33 - context)
+    assert got.bits_per_byte == pytest.approx(bits_per_byte([*zip(likelihoods, sizes, strict=True)]), rel=1e-5)
+    per_byte = weighted_perplexity([*zip(likelihoods, sizes, strict=True)])
+    assert 2**got.bits_per_byte == pytest.approx(per_byte, rel=1e-5)
+    per_word = weighted_perplexity([*zip(likelihoods, words, strict=True)])
+    assert math.exp(got.nll / sum(words)) == pytest.approx(per_word, rel=1e-5)
 
 
 def long_rows(base: Base, examples: tuple[Example, ...]) -> list[Encoded]:
@@ -242,13 +265,15 @@ def long_rows(base: Base, examples: tuple[Example, ...]) -> list[Encoded]:
     return [*short[:9], text, *short[9:]]
 
 
-def test_a_pair_scores_long_rows_in_windows_of_the_models_length_and_keeps_them_as_one_example(
+def test_a_model_scores_long_rows_in_windows_of_the_models_length_and_keeps_them_as_one_example(
     base: Base, examples: tuple[Example, ...]
 ) -> None:
     rows = long_rows(base, examples)
     adapted = attach(base, AdapterSection(r=4, alpha=8.0), seed=0)
     stir(adapted)
-    before, after = score_pair(base, adapted, rows, 512)
+    after = score_model(base, rows, 512)
+    with adapted.disable_adapter():
+        before = score_model(base, rows, 512)
     assert before.tokens == after.tokens == tuple(sum(row.loss_mask[1:]) for row in rows)
     assert before.bytes == tuple(row.trained_bytes for row in rows)
     assert before.nll != after.nll
@@ -283,9 +308,8 @@ def test_rows_that_fit_score_bit_for_bit_as_without_windows(base: Base, examples
 def test_more_context_never_comes_from_a_longer_window_than_the_model_has(
     base: Base, examples: tuple[Example, ...]
 ) -> None:
-    adapted = attach(base, AdapterSection(r=4, alpha=8.0), seed=0)
     with pytest.raises(ValueError, match="257 tokens is more than the 256 positions"):
-        score_pair(base, adapted, encoded(base, examples), 512, window=257)
+        score_model(base, encoded(base, examples), 512, window=257)
 
 
 def test_a_row_in_which_nothing_is_predicted_counts_nothing() -> None:

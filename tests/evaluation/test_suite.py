@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from finetune.data.messages import Message
-from finetune.errors import DataError
+from finetune.errors import DataError, RecipeError
 from finetune.evaluation.checks import Answer, Check
-from finetune.evaluation.suite import grade, load_prompts
+from finetune.evaluation.suite import grade, load_prompts, refuse_equal_answers
 
 GOOD = """\
 prompts:
@@ -187,9 +187,28 @@ def test_220_prompts_load_within_three_seconds(tmp_path: Path) -> None:
 def test_grade(tmp_path: Path) -> None:
     prompts = load_prompts(write(tmp_path, GOOD), None)
     right = Answer("Two large thin-crust pepperoni pizzas.", True, 9)
-    first, second = grade(prompts, [right, Answer("sorry", True, 1)])
-    assert first.passed
-    assert not second.passed
-    assert not grade(prompts[:1], [right._replace(stopped=False)])[0].passed
+    wrong = Answer("sorry", True, 1)
+    first, second = grade(prompts, [[right], [wrong, right]])
+    assert [attempt.passed for attempt in first.attempts] == [True]
+    assert [attempt.passed for attempt in second.attempts] == [False, True]
+    assert not grade(prompts[:1], [[right._replace(stopped=False)]])[0].attempts[0].passed
     with pytest.raises(ValueError, match="shorter"):
-        grade(prompts, [right])
+        grade(prompts, [[right]])
+
+
+def test_a_prompt_says_how_often_it_is_answered(tmp_path: Path) -> None:
+    text = (
+        "prompts:\n- {id: a, prompt: Hi, samples: 4, checks: [{stops: true}]}\n"
+        "- {id: b, prompt: Hi, checks: [{stops: true}]}\n"
+    )
+    prompts = load_prompts(write(tmp_path, text), None)
+    assert [prompt.samples for prompt in prompts] == [4, None]
+    refuse_equal_answers(prompts, 1, 0.7)
+    refuse_equal_answers(prompts[1:], 1, 0.0)
+    with pytest.raises(RecipeError, match=r"prompts.yaml:2: prompt 'a' is to be answered 4 times at temperature 0"):
+        refuse_equal_answers(prompts, 1, 0.0)
+    with pytest.raises(RecipeError, match=r"prompts.yaml:3: prompt 'b' is to be answered 2 times"):
+        refuse_equal_answers(prompts[1:], 2, 0.0)
+    for wrong in ("0", "1001", "1.5", "true", "many", "null"):
+        with pytest.raises(DataError, match=r":2:23: 'samples' should be a whole number from 1 to 1000"):
+            load_prompts(write(tmp_path, text.replace("samples: 4", f"samples: {wrong}")), None)

@@ -32,7 +32,7 @@ class Bench:
         self.save("rows.jsonl", 400)
         self.save("heldout.jsonl", 60, start=400)
         Path("recipe.yaml").write_text(
-            f"name: pizza\nbase: {{model: {model}, dtype: float32, device: cpu}}\n"
+            f"name: pizza\nbase: {{model: {model}, dtype: float32}}\n"
             "data: {path: rows.jsonl, heldout: heldout.jsonl, max_length: 128}\ntrain: {batch_size: 8}\n"
         )
 

@@ -73,7 +73,7 @@ def test_what_it_writes_trains(
     assert not stop.value.code
     assert "orders.jsonl: format question_answer, 40 rows, the longest of" in out
     assert "next: finetune check orders.yaml" in out
-    trained = pipeline.train(load_recipe("orders.yaml", ["train.max_steps=2", "base.device=cpu"]))
+    trained = pipeline.train(load_recipe("orders.yaml", ["train.max_steps=2"]))
     assert trained.folder == Path("adapters/orders")
     with pytest.raises(SystemExit) as stop:  # a second time it is refused
         cli.main()

@@ -51,6 +51,30 @@ def test_each_segment_is_attention_on_its_own(
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("window", [None, 3])
+def test_without_gradient_each_segment_is_attention_on_its_own(kv_heads: int, window: int | None) -> None:
+    """As in scoring: one call per segment, and the same value as with gradient."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, heads, 50, 8) for heads in (4, kv_heads, kv_heads)]
+    out, _ = segment_attention(nn.Identity(), *inputs, None, segments=SEGMENTS, sliding_window=window, scaling=8**-0.5)
+    parts = [oracle(*(t[:, :, start:end] for t in inputs), window, None) for start, end in SEGMENTS]
+    torch.testing.assert_close(out.double(), torch.cat(parts, dim=2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [0, 1, 2])
+def test_one_input_with_a_gradient_is_enough_for_the_way_of_training(
+    trained: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter on the keys or values of the first layer alone leaves its queries without one."""
+    monkeypatch.delattr(attention, "_one_by_one")
+    inputs = [torch.randn(1, 2, 50, 8) for _ in range(3)]
+    inputs[trained].requires_grad_()
+    out, _ = segment_attention(nn.Identity(), *inputs, None, segments=SEGMENTS)
+    (gradient,) = torch.autograd.grad(out.sum(), inputs[trained : trained + 1], allow_unused=True)
+    assert gradient is not None
+
+
 def test_padding_the_row_for_the_cpu_changes_no_token(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     ids, positions = torch.arange(11)[None], torch.tensor([[*range(4), *range(7)]])
     with packed_attention(base.model), torch.no_grad():

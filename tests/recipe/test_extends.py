@@ -14,7 +14,7 @@ from tests.recipe.helpers import REQUIRED, family, refusal_of, written
 PARENT = (
     "name: parent\nbase: {model: tiny, dtype: float32}\n"
     "data:\n  path: a\n  columns: {system: s}\n  mix:\n    - {path: m, weight: 1}\n    - {path: n, weight: 1}\n"
-    "train: {epochs: 9, batch_size: 4, trackers: [x, y]}\n"
+    "train: {epochs: 9, batch_size: 4}\nadapter: {r: 8, target_modules: [x, y]}\n"
     "eval: {gates: {prompts.gain: {at_least: 0}, prompts.pass_rate: {at_least: 0.5}}, prompts: p}\n"
 )
 
@@ -30,12 +30,13 @@ def told_of(folder: Path, text: str) -> str:
 def test_sections_are_merged_key_by_key_and_everything_else_is_replaced(tmp_path: Path) -> None:
     child = (
         "extends: parent.yaml\nname: child\ndata: {columns: {output: o}, mix: [{path: z, weight: 2}]}\n"
-        "train: {epochs: 1, trackers: [z]}\neval: {gates: {perplexity.heldout: {at_most: 9}}}\n"
+        "train: {epochs: 1}\nadapter: {target_modules: [z]}\neval: {gates: {perplexity.heldout: {at_most: 9}}}\n"
     )
     recipe = load_recipe(family(tmp_path, {"child.yaml": child, "parent.yaml": PARENT}))
     assert recipe.extends is None
     assert (recipe.name, recipe.base.dtype, recipe.data.path) == ("child", "float32", "a")
-    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.trackers) == (1.0, 4, ("z",))
+    assert (recipe.train.epochs, recipe.train.batch_size) == (1.0, 4)
+    assert (recipe.adapter.r, recipe.adapter.target_modules) == (8, ("z",))
     assert recipe.data.columns == {"output": "o"}
     assert [source.path for source in recipe.data.mix] == ["z"]
     assert list(recipe.eval.gates) == ["perplexity.heldout"]
@@ -59,10 +60,10 @@ def test_a_parent_is_looked_for_where_the_file_stands_that_names_it(tmp_path: Pa
     texts = {
         "a/b/child.yaml": "extends: ../middle.yaml\ntrain: {epochs: 1}\n",
         "a/middle.yaml": "extends: up/top.yaml\ntrain: {epochs: 2, batch_size: 2}\n",
-        "a/up/top.yaml": REQUIRED + "train: {epochs: 3, batch_size: 3, checkpoint_every: 3}\n",
+        "a/up/top.yaml": REQUIRED + "train: {epochs: 3, batch_size: 3, max_steps: 3}\n",
     }
     train = load_recipe(family(tmp_path, texts)).train
-    assert (train.epochs, train.batch_size, train.checkpoint_every) == (1.0, 2, 3)
+    assert (train.epochs, train.batch_size, train.max_steps) == (1.0, 2, 3)
     absolute = load_recipe(written(tmp_path, f"extends: {tmp_path}/a/middle.yaml\n"))
     assert absolute.train.batch_size == 2
 
@@ -72,12 +73,12 @@ def test_values_and_their_origins_come_from_the_file_that_says_them_last(tmp_pat
     path = family(tmp_path, {"child.yaml": child, "parent.yaml": PARENT})
     origins = resolve_recipe(path, ["train.batch_size=2", "data.mix.1.weight=3"]).origins
     assert origins["train.epochs"] == f"{tmp_path}/child.yaml:3"
-    assert origins["train.trackers"] == f"{tmp_path}/parent.yaml:9"
+    assert origins["adapter.target_modules"] == f"{tmp_path}/parent.yaml:10"
     assert origins["train.batch_size"] == "override train.batch_size=2"
     assert (origins["data.mix.0.weight"], origins["data.mix.0.format"]) == (f"{tmp_path}/parent.yaml:7", "default")
     assert origins["data.mix.1.weight"] == "override data.mix.1.weight=3"
-    assert origins["eval.gates.prompts.gain.at_least"] == f"{tmp_path}/parent.yaml:10"
-    assert origins["adapter.r"] == "default"
+    assert origins["eval.gates.prompts.gain.at_least"] == f"{tmp_path}/parent.yaml:11"
+    assert origins["adapter.alpha"] == "default"
     assert "extends" not in origins
 
 

@@ -95,16 +95,16 @@ def test_a_bad_name_is_told_the_rule_in_words(tmp_path: Path, name: str) -> None
     ("line", "words"),
     [
         ("base: [tiny]", "should be a section"),
-        ("train: {trackers: wandb}", "'wandb' should be a list"),
+        ("data: {path: a, mix: b}", "'b' should be a list"),
         ("train: {epochs: .inf}", "inf should be a finite number"),
         ("train: {epochs: null}", "null should be a number"),
         ("train: {epochs: [1, a]}", "[1, 'a'] should be a number"),
         ("adapter: {target_modules: []}", "[] should have at least 1 item"),
-        ("train: {trackers: true}", "true should be a list"),
+        ("data: {path: a, mix: true}", "true should be a list"),
         ("adapter: {alpha: .nan}", "nan should be"),
         ("seed: '1'", "'1' should be a whole number"),
         ("generation: {top_p: 0}", "greater than 0"),
-        ("eval: {gates: {prompts.gain: {}}}", "give either at_least or at_most"),
+        ("eval: {gates: {prompts.gain: {}}}", "give one of at_least, at_most"),
         ("eval: {gates: {accuracy: {at_least: 1}}}", "'accuracy' should be 'prompts.pass_rate'"),
         (f"output: [{'x, ' * 200}]", "..."),
     ],
@@ -117,9 +117,10 @@ def test_a_wrong_value_is_shown_with_what_it_should_be(tmp_path: Path, line: str
 
 
 def test_yaml_is_version_1_2(tmp_path: Path) -> None:
-    text = REQUIRED + "train: {learning_rate: 2e-4, trackers: [no, yes, on]}\nseed: 0o17\n"
+    text = REQUIRED + "train: {learning_rate: 2e-4}\nadapter: {target_modules: [no, yes, on]}\nseed: 0o17\n"
     recipe = load_recipe(written(tmp_path, text))
-    assert (recipe.train.learning_rate, recipe.train.trackers, recipe.seed) == (0.0002, ("no", "yes", "on"), 15)
+    assert (recipe.train.learning_rate, recipe.adapter.target_modules) == (0.0002, ("no", "yes", "on"))
+    assert recipe.seed == 15
     assert "'no' should be true or false" in refusal(tmp_path, "base: {model: tiny, trust_remote_code: no}")
 
 

@@ -39,6 +39,20 @@ def test_keys_that_nobody_needs_in_a_recipe_are_gone(tmp_path: Path) -> None:
     assert "LoRA matrices need none" in refusal(tmp_path, REQUIRED, "train.weight_decay=0")
 
 
+@pytest.mark.parametrize(
+    ("key", "instead"),
+    [
+        ("base.device", "the GPU is used if there is one, else the CPU; CUDA_VISIBLE_DEVICES= (empty) hides the GPU"),
+        ("train.checkpoint_every", "`finetune train --checkpoint-every STEPS` says how often it is written"),
+        ("train.trackers", "name them with `finetune train --tracker NAME`"),
+        ("train.max_grad_norm", "gradients are always clipped at an L2 norm of 1.0"),
+    ],
+)
+def test_keys_of_where_and_how_a_run_runs_say_what_to_do_instead(tmp_path: Path, key: str, instead: str) -> None:
+    assert f"{key}: no such key; there is none, because " in (message := refusal(tmp_path, REQUIRED, f"{key}=1"))
+    assert message.endswith(instead)
+
+
 @pytest.mark.parametrize("name", [*FORMAT_COLUMNS, "my.formats:orders", "_a:b_1"])
 def test_formats_are_built_in_or_a_function_of_the_user(tmp_path: Path, name: str) -> None:
     mix = f"data.mix=[{{path: b, weight: 1, format: '{name}'}}]"

@@ -101,8 +101,8 @@ def test_any_recipe_is_written_so_that_it_loads_again(
     text: str, rate: float, words: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     data = {"path": text, "system": text, "format": "a:b", "columns": {word: f"{word}x" for word in words}}
-    train = {"learning_rate": rate, "trackers": tuple(words)}
-    recipe = Recipe.model_validate({"name": "a", "base": {"model": text}, "data": data, "train": train})
+    parts = {"data": data, "train": {"learning_rate": rate}, "adapter": {"target_modules": tuple(words) or ("x",)}}
+    recipe = Recipe.model_validate({"name": "a", "base": {"model": text}, **parts})
     path = tmp_path_factory.getbasetemp() / "round.yaml"
     path.write_text(dump_recipe(recipe), encoding="utf-8", newline="")
     assert load_recipe(path) == recipe

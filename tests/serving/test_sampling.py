@@ -19,7 +19,7 @@ def test_samples_follow_the_distribution(temperature: float, top_p: float) -> No
     if top_p < 1.0:  # tokens 3, 0 and 4 reach 0.52, 0.72 and 0.83
         expected = torch.where(torch.tensor([True, False, False, True, True, False]), expected, 0.0)
         expected /= expected.sum()
-    sampler = Sampler(SamplingSettings(temperature=temperature, top_p=top_p), 3, [[row] for row in range(1500)])
+    sampler = Sampler(SamplingSettings(temperature=temperature, top_p=top_p), [(3, [row]) for row in range(1500)])
     counts = Counter(token for _ in range(4) for token in sampler.choose(logits.repeat(1500, 1)))
     assert all(expected[token] > 0 for token in counts)
     means = {token: 6000 * share for token, share in enumerate(expected.tolist()) if share > 0}
@@ -48,7 +48,7 @@ def test_penalties_by_definition() -> None:
 def test_rows_keep_their_numbers_and_counts(temperature: float) -> None:
     settings = SamplingSettings(temperature=temperature, frequency_penalty=1.0, presence_penalty=0.5)
     logits = torch.tensor([[2.0, 1.9, 1.8, 0.0], [0.0, 0.1, 0.2, 0.3], [1.0, 2.0, 1.5, 0.0]])
-    together, alone = Sampler(settings, 7, [[1], [2, 3], [4]]), Sampler(settings, 7, [[4]])
+    together, alone = Sampler(settings, [(7, [1]), (7, [2, 3]), (7, [4])]), Sampler(settings, [(7, [4])])
     expected = [alone.choose(logits[2:]) for _ in range(8)]
     chosen = [together.choose(logits)[2:] for _ in range(2)]
     together.keep([2, 0])
@@ -62,5 +62,5 @@ def test_rows_keep_their_numbers_and_counts(temperature: float) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
 def test_rows_that_are_not_finite_are_marked(broken: float, temperature: float) -> None:
-    sampler = Sampler(SamplingSettings(temperature=temperature, top_p=0.9, presence_penalty=1.0), 0, [[1], [2]])
+    sampler = Sampler(SamplingSettings(temperature=temperature, top_p=0.9, presence_penalty=1.0), [(0, [1]), (0, [2])])
     assert sampler.choose(torch.tensor([[0.0, 1.0, broken], [0.0, 99.0, 0.0]])) == [NOT_FINITE, 1]

@@ -31,9 +31,10 @@ def make_job(
     checkpoint: Path,
     section: TrainSection = SECTION,
     adapter: AdapterSection | None = None,
+    checkpoint_every: int = 100,
 ) -> TrainingJob:
     model = attach(base, adapter or AdapterSection(r=4, alpha=8.0), seed=0)
-    return TrainingJob(base, model, TrainingRows(rows), [], section, 0, checkpoint, {"run": "test"})
+    return TrainingJob(base, model, TrainingRows(rows), [], section, 0, checkpoint, checkpoint_every, {"run": "test"})
 
 
 def run(job: TrainingJob, events: list[Event] | None = None) -> TrainResult:

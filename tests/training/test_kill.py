@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -12,16 +13,40 @@ from pathlib import Path
 import pytest
 
 from finetune.files import sha256_file
+from finetune.training.checkpoint import has_checkpoint
 
 
-def command(model_folder: Path, jsonl: Path, output: Path) -> list[str]:
+def command(model_folder: Path, jsonl: Path, output: Path, every: int = 5) -> list[str]:
     recipe = jsonl.with_name("recipe.yaml")
     recipe.write_text(
-        f"name: shop\nbase: {{model: {model_folder}, dtype: float32, device: cpu}}\n"
+        f"name: shop\nbase: {{model: {model_folder}, dtype: float32}}\n"
         f"data: {{path: {jsonl}, heldout: 0.2, max_length: 128}}\nadapter: {{r: 4, dropout: 0.1}}\n"
-        "train: {epochs: 60, batch_size: 8, learning_rate: 5e-3, checkpoint_every: 5}\n"
+        "train: {epochs: 60, batch_size: 8, learning_rate: 5e-3}\n"
     )
-    return [sys.executable, "-m", "finetune", "train", str(recipe), f"output={output}"]
+    options = [f"output={output}", "--checkpoint-every", str(every)]
+    return [sys.executable, "-m", "finetune", "train", str(recipe), *options]
+
+
+def test_a_killed_run_leaves_the_checkpoint_of_its_last_even_step(
+    model_folder: Path, jsonl: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        command(model_folder, jsonl, tmp_path, every=2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    checkpoint = tmp_path / "shop.checkpoint"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == -9, errors.decode()
+    assert has_checkpoint(checkpoint)
+    step = json.loads((checkpoint / "progress.json").read_text())["step"]
+    assert step % 2 == 0
+    assert 2 <= step < 100, "the default would have waited for step 100"
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_so_is_a_damaged_one(
     base: Base, examples: tuple[Example, ...], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run.checkpoint"
-    run(make_job(base, encoded(base, examples), folder, SECTION.model_copy(update={"checkpoint_every": 2})))
+    run(make_job(base, encoded(base, examples), folder, checkpoint_every=2))
     assert has_checkpoint(folder)
     with pytest.raises(AdapterError, match="run changed since it was written"):
         check_key(folder, {"run": "another"})

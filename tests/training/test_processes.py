@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 def test_two_processes_train_the_same_adapter_as_one(model_folder: Path, jsonl: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"name: pair\nbase: {{model: {model_folder}, dtype: float32, device: cpu}}\n"
+        f"name: pair\nbase: {{model: {model_folder}, dtype: float32}}\n"
         f"data: {{path: {jsonl}, heldout: 0.2, max_length: 128}}\nadapter: {{r: 4}}\n"
         "train: {epochs: 2, batch_size: 5, learning_rate: 5e-3}\n"
     )

@@ -10,6 +10,7 @@ from finetune.evaluation.checks.core import (
     CHECKS,
     Answer,
     Check,
+    CheckError,
     Context,
     Outcome,
     describe,
@@ -18,15 +19,14 @@ from finetune.evaluation.checks.core import (
     read_check,
     run_check,
 )
-from finetune.evaluation.checks.verdicts import Verdicts
 
 __all__ = [
     "CHECKS",
     "Answer",
     "Check",
+    "CheckError",
     "Context",
     "Outcome",
-    "Verdicts",
     "custom",
     "describe",
     "judge",

@@ -17,7 +17,7 @@ from finetune.data.messages import Message
 from finetune.errors import DataError
 from finetune.evaluation.checks.normalize import normalized
 from finetune.evaluation.checks.values import Flag, Kind, quote
-from finetune.evaluation.checks.verdicts import Verdicts
+from finetune.journal import Journal
 
 REQUIRED = inspect.Parameter.empty
 
@@ -32,7 +32,7 @@ class Context(NamedTuple):
     """What a check may know beside the answer."""
 
     messages: tuple[Message, ...] = ()
-    verdicts: Verdicts | None = None  # a judge's, so that nothing is asked twice
+    verdicts: Journal | None = None  # a judge's, so that nothing is asked twice
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Outcome(NamedTuple):
     check: str
     passed: bool
     detail: str  # what was wrong; empty if passed
+    error: bool = False  # the check could not be carried out
+
+
+class CheckError(Exception):
+    """A check that cannot tell whether an answer is right: it counts as not passed, and is told apart."""
 
 
 class Option(NamedTuple):
@@ -104,7 +109,10 @@ def run_check(check: Check, answer: Answer, context: Context | None = None) -> O
     """
     spec = CHECKS[check.kind]
     extra = (context or Context(),) if spec.wants_context else ()
-    detail = spec.call(answer, check.value, *extra, **dict(check.options))
+    try:
+        detail = spec.call(answer, check.value, *extra, **dict(check.options))
+    except CheckError as error:
+        return Outcome(describe(check), False, str(error), error=True)
     return Outcome(describe(check), detail is None, detail or "")
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import import_module
 
 from finetune.data.formats import working_folder_importable
-from finetune.evaluation.checks.core import Answer, check_at_load
+from finetune.evaluation.checks.core import Answer, CheckError, check_at_load
 from finetune.evaluation.checks.values import JsonText, Text, one_line
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -33,20 +33,22 @@ def function(answer: Answer, name: Text, *, options: JsonText = "{}") -> str | N
     """The function `package.module:name`, importable from the working folder, finds nothing wrong.
 
     It gets the answer's text and the `options` as keyword arguments. It returns None or True if the answer
-    is fine, False or a text that says what is wrong if it is not. An exception fails the check. It runs
-    with your rights and without a time limit.
+    is fine, False or a text that says what is wrong if it is not. An exception is an error of the check, which
+    counts as not passed. It runs with your rights and without a time limit.
 
     Example: {function: "my_shop.checks:is_on_the_menu", options: {menu: pizza}}
     """
     try:
         said = load_function(name)(answer.text, **json.loads(options))
     except Exception as error:  # somebody's code: it becomes a finding about this answer
-        return f"raised {type(error).__name__}: {one_line(error)}"
+        raise CheckError(f"raised {type(error).__name__}: {one_line(error)}") from None
     if said is None or said is True:
         return None
     if said is False:
         return "returned False"
-    return one_line(said) if isinstance(said, str) else f"returned {type(said).__name__}, not text, True, False or None"
+    if isinstance(said, str):
+        return one_line(said)
+    raise CheckError(f"returned {type(said).__name__}, not text, True, False or None")
 
 
 @lru_cache(maxsize=256)

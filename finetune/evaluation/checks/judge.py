@@ -12,7 +12,7 @@ from finetune.evaluation.checks.chat import KEY_VARIABLE, ask
 from finetune.evaluation.checks.core import Answer, Context, check_at_load
 from finetune.evaluation.checks.questions import Reply, question, read_reply
 from finetune.evaluation.checks.values import Score, Text, one_line
-from finetune.evaluation.checks.verdicts import Verdicts, key_of
+from finetune.journal import Journal, key_of
 
 URL_VARIABLE = "FINETUNE_JUDGE_URL"
 ATTEMPTS = 2  # at a reply that is not as it was asked for
@@ -45,7 +45,7 @@ def judge(
     Example: {judge: "Friendly, and repeats the whole order.", model: qwen3-32b, at_least: 4}
     """
     url = _endpoint(endpoint)
-    verdicts = context.verdicts if context.verdicts is not None else Verdicts()
+    verdicts = context.verdicts if context.verdicts is not None else Journal()
     talk = [(turn.role, turn.content, turn.extra) for turn in context.messages]
     key = key_of(VERSION, url, model, rubric, talk, answer.text)
     replies = _kept(verdicts.get(key))

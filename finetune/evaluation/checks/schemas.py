@@ -14,6 +14,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
+from finetune.evaluation.checks.core import CheckError
 from finetune.evaluation.checks.values import compile_pattern, one_line, quote
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -46,9 +47,9 @@ def first_mistake(schema: str, value: Any) -> str | None:
     try:
         mistake = next(validator_of(schema).iter_errors(value), None)
     except TimeoutError:
-        return "a pattern of the schema timed out; simplify it"
+        raise CheckError("a pattern of the schema timed out; simplify it") from None
     except Exception as error:  # a schema can take a value to the limits of Python's numbers and stack
-        return f"cannot be validated: {type(error).__name__}: {one_line(error)}"
+        raise CheckError(f"cannot be validated: {type(error).__name__}: {one_line(error)}") from None
     return f"{one_line(mistake.json_path)}: {one_line(mistake.message)}" if mistake else None
 
 

@@ -1,0 +1,91 @@
+"""Rows and models for the benchmark of scoring: mixes as instruction data is, made the same every time."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.data.encoding import Encoded
+    from finetune.data.template import ChatTemplate
+
+DATA = Path(__file__).parent.parent / "data"
+LONGEST = 1000  # tokens of a row: what the built-in base has positions for, and a little less
+SMOLLM2_135M = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
+}  # fmt: skip
+SHAPES = ("tiny", "smollm2-135m-shape")
+Turns = list[tuple[str, str]]  # role and text
+
+
+def pairs(pick: random.Random) -> Iterator[Turns]:
+    """A short instruction and its answer, one example as it stands in data/pizza."""
+    rows = _read("pizza")
+    while True:
+        row = pick.choice(rows)
+        yield [("user", row["instruction"]), ("assistant", row["output"])]
+
+
+def long_prompts(pick: random.Random) -> Iterator[Turns]:
+    """A long text with a question at its end, and a short answer: retrieval, extraction, classification."""
+    rows = _read("pizza")
+    while True:
+        log = pick.choices(rows, k=pick.randint(10, 24))
+        lines = [f"{number}. {row['instruction']} - {row['output']}" for number, row in enumerate(log, 1)]
+        wanted = pick.choice(log)
+        question = f"Here is today's log.\n{chr(10).join(lines)}\nWhat was answered to: {wanted['instruction']}"
+        yield [("user", question), ("assistant", wanted["output"])]
+
+
+def chats(pick: random.Random) -> Iterator[Turns]:
+    """Long conversations in which every answer is trained: several of data/general, one behind the other."""
+    rows = _read("general")
+    while True:
+        found = pick.choices(rows, k=pick.randint(3, 13))
+        yield [(turn["role"], turn["content"]) for row in found for turn in row["messages"] if turn["role"] != "system"]
+
+
+MIXES: dict[str, Callable[[random.Random], Iterator[Turns]]] = {
+    "pairs": pairs,
+    "long-prompts": long_prompts,
+    "chats": chats,
+}
+
+
+def encoded(mix: str, count: int, template: ChatTemplate) -> list[Encoded]:
+    """The first `count` rows of a mix; those longer than LONGEST are left out."""
+    from finetune.data.encoding import encode
+    from finetune.data.examples import Example
+    from finetune.data.messages import Message
+
+    every = MIXES[mix](random.Random(mix))
+    rows = (encode(Example(tuple(Message(*turn) for turn in turns), mix), template) for turns in every)
+    return list(islice((row for row in rows if len(row.ids) <= LONGEST), count))
+
+
+def model_folder(shape: str, folder: Path) -> str:
+    """Return what `base.model` has to be: the built-in base, or random weights with its tokenizer, written anew."""
+    if shape == "tiny":
+        return shape
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from finetune.model.tokenizer import load_tokenizer
+    from finetune.recipe import BaseSection
+
+    where = folder / shape
+    if not where.exists():
+        torch.manual_seed(0)
+        config = LlamaConfig(**SMOLLM2_135M, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(where)
+        load_tokenizer(BaseSection(model="tiny")).save_pretrained(where)
+    return str(where)
+
+
+def _read(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name / "train.jsonl").read_text(encoding="utf-8").splitlines()]
