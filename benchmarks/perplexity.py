@@ -5,14 +5,14 @@
     python benchmarks/perplexity.py --metric perplexity.py             with the evaluate library, too
     python benchmarks/perplexity.py --output benchmarks/results/perplexity-cpu.json
 
-Measured is what `finetune eval` does: the rows are scored with the base and again with an adapter on it. Both,
-finetune and `Trainer.evaluate` (its defaults: batches of 8, padded), get the very same model from `load_base`,
-each round in a process of its own, in turn. Trainer's exp(eval_loss), the number that most people call
+Measured is what `finetune eval` does: the rows are scored with the base and again with an adapter on it, by finetune
+and by `Trainer.evaluate` (its defaults: batches of 8, padded) with the same weights as transformers and PEFT load
+them, each round in a process of its own, in turn. Trainer's exp(eval_loss), the number that most people call
 perplexity, is a mean of the means of its batches.
 
 The perplexity script of the `evaluate` library lies on the Hub and not in its package: --metric names a copy of
-huggingface/evaluate's measurements/perplexity/perplexity.py. It loads a plain folder by itself, in the folder's own
-dtype (bf16) and without quantisation, takes texts and no adapter, and so scores prompts, too, once, in batches of 8.
+huggingface/evaluate's measurements/perplexity/perplexity.py. It loads a plain folder in bf16, without quantisation or
+adapter, and scores prompts, too, once, in batches of 8. It is held against `plain`: finetune with that model, one pass.
 
 Tokens per second count the tokens of the rows, prompts included, padding excluded, once per pass.
 Time starts when model and rows are loaded and a few rows have been scored. Memory is the peak of the process while
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import json
 import math
 import os
@@ -33,9 +34,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import workloads
 
@@ -47,9 +49,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 BATCH, WARM_UP, BUDGET = 8, 4, 4096  # rows; rows; tokens: the default of train.micro_batch_tokens
+PLAIN = "plain"  # finetune with the model that evaluate loads: no quantisation, no adapter, one pass
 ROWS = {  # at least one full batch of Trainer's for the long ones
-    "tiny": {"pairs": 256, "long-prompts": 24, "chats": 24},
-    "smollm2-135m-shape": {"pairs": 48, "long-prompts": 8, "chats": 8},
+    "tiny": {"pairs": 768, "long-prompts": 48, "chats": 48},
+    "smollm2-135m-shape": {"pairs": 64, "long-prompts": 8, "chats": 8},
 }
 PRECISIONS = {"nf4": ("nf4", "bfloat16"), "fp32": ("none", "float32")}
 
@@ -63,14 +66,15 @@ Measure = Callable[[Sequence["Encoded"]], Outcome]
 Round = dict[str, dict[str, float]]  # what was measured of each mix
 
 
-def run_finetune(base: Base, model: PeftModel, options: argparse.Namespace) -> Measure:
+def run_finetune(base: Base, model: PeftModel | None, options: argparse.Namespace) -> Measure:
     from finetune.evaluation.perplexity import score_model
 
     def measure(rows: Sequence[Encoded]) -> Outcome:
-        with model.disable_adapter():
-            score_model(base, rows, BUDGET)
+        if model is not None:
+            with model.disable_adapter():
+                score_model(base, rows, BUDGET)
         scores = score_model(base, rows, BUDGET)
-        return Outcome(math.exp(math.fsum(scores.nll) / sum(scores.tokens)), 2)
+        return Outcome(math.exp(math.fsum(scores.nll) / sum(scores.tokens)), 1 if model is None else 2)
 
     return measure
 
@@ -113,14 +117,15 @@ def run_evaluate(base: Base, model: PeftModel, options: argparse.Namespace) -> M
     return measure
 
 
-CONTENDERS: dict[str, Callable[[Base, PeftModel, argparse.Namespace], Measure]] = {
+CONTENDERS: dict[str, Callable[[Base, Any, argparse.Namespace], Measure]] = {
     "finetune": run_finetune,
     "Trainer": run_trainer,
+    PLAIN: run_finetune,
     "evaluate": run_evaluate,
 }
 
 
-def load(options: argparse.Namespace) -> tuple[Base, PeftModel]:
+def load(options: argparse.Namespace) -> tuple[Base, PeftModel | None]:
     """The base as `finetune eval` loads it, and an adapter on it that changes what it says."""
     import torch
 
@@ -128,16 +133,16 @@ def load(options: argparse.Namespace) -> tuple[Base, PeftModel]:
     from finetune.model.lora import attach
     from finetune.recipe import AdapterSection, BaseSection
 
-    quantization, dtype = PRECISIONS[options.precision]
+    quantization, dtype = PRECISIONS[options.precision] if options.run != PLAIN else ("none", "bfloat16")
     name = workloads.model_folder(options.shapes[0], Path(options.folder))
     section = BaseSection.model_validate({"model": name, "quantization": quantization, "dtype": dtype})
     base = load_base(section, torch.device("cpu"))
-    model = attach(base, AdapterSection(), seed=0)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(std=0.01)
-    return base, model
+    if options.run == PLAIN:
+        return base, None
+    if options.run == "Trainer":
+        stock = workloads.stock_model(section)
+        return replace(base, model=stock), stock
+    return base, workloads.changed(attach(base, AdapterSection(), seed=0))
 
 
 def run_one(options: argparse.Namespace) -> None:
@@ -150,6 +155,8 @@ def run_one(options: argparse.Namespace) -> None:
     base, model = load(options)
     measure = CONTENDERS[options.run](base, model, options)
     mixes = {mix: workloads.encoded(mix, count, base.template) for mix, count in ROWS[options.shapes[0]].items()}
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     resident = _status("VmRSS")
     loads = _timed(lambda: measure(mixes["pairs"][:1]))[0] if options.run == "evaluate" else 0.0
     copy = sum(p.numel() for p in base.model.get_input_embeddings().parameters()) if options.run == "evaluate" else 0
@@ -223,8 +230,9 @@ def summary(found: dict[str, list[Round]], mix: str) -> dict[str, object]:
         name: {key: statistics.median(run[mix][key] for run in runs) for key in runs[0][mix]}
         for name, runs in found.items()
     }
-    ours, table = medians["finetune"], {}
+    table = {}
     for name, row in medians.items():
+        ours = medians[PLAIN if name == "evaluate" else "finetune"]  # the same model
         table[name] = {
             **row,
             "tokens_per_s_of_each_round": [run[mix]["tokens_per_s"] for run in found[name]],

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from finetune.data.encoding import Encoded
     from finetune.data.template import ChatTemplate
+    from finetune.recipe import BaseSection
 
 DATA = Path(__file__).parent.parent / "data"
 LONGEST = 1000  # tokens of a row: what the built-in base has positions for, and a little less
@@ -89,3 +92,35 @@ def model_folder(shape: str, folder: Path) -> str:
 
 def _read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DATA / name / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def stock_model(section: BaseSection) -> PeftModel:
+    """The same model as transformers and PEFT load it by themselves: the usual way to a Trainer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from finetune.model.hub import local_path
+    from finetune.recipe import AdapterSection
+
+    dtype, adapter = torch.bfloat16 if section.dtype == "bfloat16" else torch.float32, AdapterSection()
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    quantized = {"quantization_config": four_bits} if section.quantization == "nf4" else {}
+    model = AutoModelForCausalLM.from_pretrained(local_path(section), dtype=dtype, device_map={"": "cpu"}, **quantized)
+    torch.manual_seed(0)
+    config = LoraConfig(r=adapter.r, lora_alpha=int(adapter.alpha), target_modules="all-linear", task_type="CAUSAL_LM")
+    return changed(get_peft_model(model, config))
+
+
+def changed(model: PeftModel) -> PeftModel:
+    """Make the fresh adapter change what the model says, the same for everybody."""
+    import torch
+
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.01)
+    return model

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from finetune.evaluation.bootstrap import paired_bootstrap
-from finetune.evaluation.power import detectable_drop, discordant_rate
+from finetune.evaluation.power import DISCORDANT, detectable_drop
 from finetune.evaluation.repeats import flaky_prompts, mean_pass_all, mean_pass_any, repeated_rate, variance
 from finetune.evaluation.report import (
     Answers,
@@ -70,14 +70,13 @@ def prompts_block(samples: Sequence[Sample]) -> Prompts:
     """Compare base and adapter on the same prompts."""
     base, adapter = [s.base for s in samples], [s.adapter for s in samples]
     tags = dict.fromkeys(tag for sample in samples for tag in sample.tags)
-    differ = discordant_rate([share(a) > 0.5 for a in base], [share(a) > 0.5 for a in adapter])
     return Prompts(
         base=_pass_rate(base),
         adapter=_pass_rate(adapter),
         gain=_gain(base, adapter),
         by_tag={tag: _tag_tally([s for s in samples if tag in s.tags]) for tag in tags},
         repeats=_repeats(samples),
-        detectable_drop=detectable_drop(len(samples), differ.value),
+        detectable_drop=detectable_drop(len(samples), DISCORDANT),
     )
 
 

@@ -1,7 +1,7 @@
 """How small a drop in pass rate so many prompts can show: the power of the exact one-sided McNemar test.
 
 Only prompts that one of the two passes and the other fails tell them apart, so every question here
-needs their share, `discordant`: guess 0.2, or take what an earlier evaluation measured.
+needs their share, `discordant`: guess DISCORDANT, or take what an earlier evaluation measured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from scipy.special import betainc, gammaln, xlog1py, xlogy
 from finetune.evaluation.statistics import CONFIDENCE, Interval, wilson
 
 POWER = 0.9
+DISCORDANT = 0.2  # of two adapters, where nothing is known yet
 SMALLEST_DROP = 0.001  # below it the answer is in the millions of prompts
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -119,7 +119,7 @@ class Prompts(Part):
     gain: Gain  # pass rate of the adapter minus that of the base, paired by prompt
     by_tag: dict[str, TagTally]
     repeats: Repeats | None
-    detectable_drop: Number  # the smallest true drop in pass rate that so many prompts show 9 times of 10; null: none
+    detectable_drop: Number  # from one adapter to the next, if they differ on 20% of the prompts; null: none is shown
 
 
 class Rival(Part):

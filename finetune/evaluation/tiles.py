@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from finetune.evaluation.power import DISCORDANT
 from finetune.evaluation.report import Gain, PerplexityPair, Repeats, Report
 from finetune.evaluation.statistics import Interval
 
@@ -54,14 +55,15 @@ def tiles_of(report: Report) -> tuple[Tile, ...]:
 
 
 def detectable(report: Report) -> str:
-    """Say how small a drop in pass rate the prompts would have shown; empty without prompts."""
+    """Say how small a drop in pass rate the prompts would show; empty without prompts."""
     if report.prompts is None:
         return ""
     drop = report.prompts.detectable_drop
     if not 0 < drop <= 1:
-        return "There are too few prompts: no drop in pass rate, however large, is seen 9 times out of 10."
+        return "There are too few prompts: no drop from one adapter to the next is seen 9 times out of 10."
     points = math.ceil(round(100 * drop, 6))  # never less than what was promised
-    return f"A drop in pass rate of {points} points or more would have been seen 9 times out of 10."
+    what = f"So many prompts show a drop of {points} points or more from one adapter to the next 9 times out of 10"
+    return f"{what}, if {DISCORDANT:.0%} of them tell the two apart."
 
 
 def tone(interval: Interval, neutral: float = 1.0) -> str:

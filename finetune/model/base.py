@@ -27,7 +27,7 @@ from finetune.data.template import ChatTemplate
 from finetune.errors import ModelError
 from finetune.model.attention import keeps_segments_apart
 from finetune.model.hub import explain, hub_options, local_path
-from finetune.model.norms import speed_up_norms
+from finetune.model.lean import make_lean
 from finetune.model.tokenizer import load_chat_template, read_config
 from finetune.recipe import BaseSection
 
@@ -72,7 +72,7 @@ def load_base(section: BaseSection, device: torch.device, template: ChatTemplate
         )
     model.requires_grad_(False)
     keep_trainable_through(model)
-    speed_up_norms(model)
+    make_lean(model)
     fingerprint = {
         "config": _digest(json.dumps(_stable(read_config(section)), sort_keys=True)),
         "tokenizer": _digest(_tokenizer_text(tokenizer)),

@@ -25,7 +25,10 @@ def test_a_person_sees_the_verdict_the_numbers_and_how_small_a_drop_was_looked_f
     assert markdown.startswith("## ❔ pizza on tiny: 1 of 2 gates is undecided")
     assert "| Prompts passed | **0 → 39 of 40** | +97.5 points" in markdown
     assert "prompts instead of 40" in markdown
-    assert re.search(r"A drop in pass rate of \d+ points or more would have been seen 9 times out of 10\.", markdown)
+    assert re.search(
+        r"So many prompts show a drop of \d+ points or more from one adapter to the next 9 times out of 10, if 20% of",
+        markdown,
+    )
     assert "| `prompts.pass_rate` | `at_least 0.95` |" in markdown
 
 

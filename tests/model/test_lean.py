@@ -1,4 +1,4 @@
-"""RMSNorm with its own backward: what transformers computes, and only where it computes that."""
+"""RMSNorm and SwiGLU with their own backward: what transformers computes, and only where it computes that."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from finetune.model.base import Base
-from finetune.model.norms import _RmsNorm, speed_up_norms
+from finetune.model.lean import _RmsNorm, _SwiGlu, make_lean
 
 
 def a_norm(kind: type[nn.Module] = LlamaRMSNorm, size: int = 48, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -24,7 +25,7 @@ def a_norm(kind: type[nn.Module] = LlamaRMSNorm, size: int = 48, dtype: torch.dt
 
 def both(norm: nn.Module) -> tuple[nn.Module, nn.Module]:
     fast = copy.deepcopy(norm)
-    assert speed_up_norms(fast) == 1
+    assert make_lean(fast) == 1
     return norm, fast
 
 
@@ -50,7 +51,33 @@ def test_values_and_gradients_are_those_of_transformers(
         torch.testing.assert_close(own_gradient, gradient, rtol=tolerance, atol=tolerance * float(gradient.abs().max()))
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
+def an_mlp(act: str = "silu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=48, intermediate_size=80, num_attention_heads=4, hidden_act=act)
+    return LlamaMLP(config).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
+def test_values_and_gradients_of_the_mlp_are_those_of_transformers(dtype: torch.dtype, tolerance: float) -> None:
+    plain, fast = both(an_mlp(dtype=dtype))
+    x = torch.randn(2, 7, 48).to(dtype)
+    (value, gradient), (own_value, own_gradient) = run(plain, x), run(fast, x)
+    torch.testing.assert_close(own_value, value, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(own_gradient, gradient, rtol=tolerance, atol=tolerance * float(gradient.abs().max()))
+    with torch.no_grad():
+        before = x.clone()
+        torch.testing.assert_close(fast(x), value, rtol=tolerance, atol=tolerance)
+        assert torch.equal(x, before)
+
+
+def test_an_mlp_of_another_kind_keeps_its_own() -> None:
+    assert make_lean(an_mlp("gelu")) == 0
+    assert make_lean(an_mlp().requires_grad_(True)) == 0
+
+
+def test_the_gradients_are_those_of_finite_differences() -> None:
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(_SwiGlu.apply, (gate, up))
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(5, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x: _RmsNorm.apply(x, weight, 1e-6), (x,))
@@ -75,10 +102,10 @@ def test_norms_that_compute_something_else_keep_their_own() -> None:
             return out * 1.01
 
     for norm in (gemma, trained, a_norm(OddRMSNorm), nn.LayerNorm(48).requires_grad_(False), nn.RMSNorm(48)):
-        assert speed_up_norms(norm) == 0
+        assert make_lean(norm) == 0
 
 
 def test_a_loaded_base_has_them(base: Base) -> None:
-    fast = [m for m in base.model.modules() if type(m).__name__ == "LlamaRMSNorm" and "forward" in vars(m)]
-    assert len(fast) == 2 * 2 + 1
+    fast = [type(m).__name__ for m in base.model.modules() if "forward" in vars(m)]
+    assert sorted(fast) == ["LlamaMLP"] * 2 + ["LlamaRMSNorm"] * (2 * 2 + 1)
     assert all(m.forward.__self__ is m for m in copy.deepcopy(base.model).modules() if "forward" in vars(m))
