@@ -144,4 +144,4 @@ def test_the_longest_references_and_a_megabyte_take_seconds_at_most(kind: str) -
     check = make_check(kind, "a b c d " * 2_500, at_least=0.5)
     start = time.process_time()
     run_check(check, Answer("d c b a " * 125_000, True, 1))
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 9

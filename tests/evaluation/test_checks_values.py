@@ -205,7 +205,7 @@ def test_no_answer_keeps_a_schema_busy(schema: dict[str, object], text: str) -> 
     check = make_check("json_schema", schema)
     start = time.process_time()
     run_check(check, Answer(text, True, 1))
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 6
 
 
 def test_deep_answers_and_recursive_schemas_end_in_a_finding() -> None:

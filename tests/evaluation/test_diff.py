@@ -67,7 +67,7 @@ def test_texts_far_apart_are_not_marked() -> None:
 
 def test_the_worst_texts_take_bounded_time() -> None:
     chance = random.Random(1)
-    first, second = (" ".join(chance.choice("ab") for _ in range(2000)) for _ in range(2))
+    first, second = (" ".join(chance.choice("ab") for _ in range(20_000)) for _ in range(2))
     start = time.process_time()
     compare(first, second)
-    assert time.process_time() - start < 0.2
+    assert time.process_time() - start < 5  # without the bound: minutes, and gigabytes

@@ -24,6 +24,7 @@ prompts:
 - id: order-001                     # every id once
   prompt: "2 lg pepperoni thin crust plz"
   tags: [order, sloppy]             # optional: the report has a pass rate for each
+  samples: 4                        # optional: answered so often; needs generation.temperature
   checks:
   - {contains: two large thin-crust pepperoni pizzas, ignore_case: true}
   - {stops: true}
