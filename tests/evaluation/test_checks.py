@@ -168,7 +168,7 @@ def test_passed_outcome_has_no_detail() -> None:
     assert run_check(make_check("contains", "a"), Answer("a", True, 1)) == ("contains 'a'", True, "", False)
 
 
-def test_catastrophic_pattern_fails_within_two_seconds() -> None:
+def test_a_catastrophic_pattern_is_given_up() -> None:
     check = make_check("regex", r"^(a|aa)+$")
     start = time.process_time()  # as the library counts: a busy machine takes longer by the clock
     outcome = run_check(check, Answer("a" * 80 + "b", True, 1))
@@ -301,7 +301,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("kind", ONE_OF_EACH)
-def test_a_megabyte_is_judged_within_a_second(kind: str, name: str) -> None:
+def test_a_megabyte_is_judged_in_linear_time(kind: str, name: str) -> None:
     value, options = ONE_OF_EACH[kind]
     check = make_check(kind, value, **options)
     start = time.process_time()

@@ -189,7 +189,7 @@ def test_the_policy_allows_this_script_and_this_style_alone_and_nothing_is_loade
     assert "name: pizza" in [pre.text() for pre in page.css("details pre")]
 
 
-def test_ten_thousand_prompts_fit_and_take_two_seconds() -> None:
+def test_ten_thousand_prompts_fit_and_take_linear_time() -> None:
     lengths = (12, 12, 200)
     base = [" ".join(f"word{(place * i) % 97}" for i in range(lengths[place % 3])) for place in range(300)]
     adapter = [f"{text} pizza" if place % 3 else f"<&'\"> {text}" for place, text in enumerate(base)]

@@ -175,7 +175,7 @@ def test_aliases_cannot_multiply_without_bound(tmp_path: Path) -> None:
     assert "more than 100000 checks" in mistakes(tmp_path, text)[0]
 
 
-def test_220_prompts_load_within_three_seconds(tmp_path: Path) -> None:
+def test_many_prompts_load_in_linear_time(tmp_path: Path) -> None:
     body = GOOD.removeprefix("prompts:\n")
     text = "prompts:\n" + "".join(body.replace("order-001", f"o{i}").replace("talk", f"t{i}") for i in range(110))
     path = write(tmp_path, text)
