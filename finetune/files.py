@@ -75,9 +75,14 @@ def atomic_write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file that is seen either as it was or complete, also after a power cut."""
     target = _real(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in _siblings(target, "new"):
+        if _is_abandoned(left):  # its writer was killed
+            left.unlink(missing_ok=True)
     new = _sibling(target, "new")
     try:
         with new.open("w", encoding="utf-8", newline="\n") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -125,10 +130,10 @@ def _remove_leftovers(path: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _is_abandoned(folder: Path) -> bool:
+def _is_abandoned(path: Path) -> bool:
     """Say whether no process holds the lock. A process id would not tell: containers reuse them."""
     try:
-        lock = os.open(folder, os.O_RDONLY)
+        lock = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:

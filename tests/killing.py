@@ -77,7 +77,8 @@ def kill_at_random(folder: Path, trials: int) -> int:
         shutil.copytree(before, adapter)
         while not evaluate_in_a_fork(folder, cache, rng.uniform(0, seconds))[0]:
             kills += 1
-        assert digests(adapter) == whole
+        found = digests(adapter)
+        assert found == whole, sorted(set(found.items()) ^ set(whole.items()))
         assert [path.name for path in adapter.parent.iterdir()] == ["shop"], "nothing is left behind"
         shutil.rmtree(cache)
     return kills

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -235,3 +236,14 @@ def test_atomic_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc" * 100_000)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_what_a_killed_writer_of_a_file_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    left, busy = tmp_path / ".card.json.1.new", tmp_path / ".card.json.2.new"
+    for file in (left, busy, tmp_path / ".other.json.1.new"):
+        file.write_text("half")
+    with busy.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        atomic_write_text(tmp_path / "card.json", "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [busy.name, ".other.json.1.new", "card.json"]
+    assert (tmp_path / "card.json").read_text() == "whole"
