@@ -25,7 +25,6 @@ from finetune.serving import assistant
 def in_a_fresh_process(function: str, folder: Path, *arguments: int) -> str:
     """Run a function of this module on a folder with recipe.yaml and a trained adapter; return what it prints."""
     command = [sys.executable, "-m", "tests.killing", function, str(folder), *map(str, arguments)]
-    # Without the session's coverage of warnings: what is tested is bytes and exit codes.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1767322800"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from finetune.evaluation.bootstrap import paired_bootstrap
 from finetune.evaluation.power import DISCORDANT, detectable_drop
@@ -51,7 +51,7 @@ class Opponent(NamedTuple):
     """A rival's name and what it did on the same rows and prompts."""
 
     name: str
-    kind: str  # "adapter" or "report"
+    kind: Literal["adapter", "report"]
     created: str | None
 
 
@@ -111,7 +111,7 @@ def rival_block(
     assert heldout is not None
     return Rival(
         name=who.name,
-        kind="report" if who.kind == "report" else "adapter",
+        kind=who.kind,
         created=who.created,
         heldout=heldout[0],
         heldout_ratio=heldout[1],

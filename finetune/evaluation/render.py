@@ -104,7 +104,7 @@ def render_html(report: Report, samples: Sequence[Sample], loss_png: bytes | Non
 
 
 def render_markdown(report: Report, samples: Sequence[Sample]) -> str:
-    """Render a job summary: the table first, then the worst samples, always under 900 kB."""
+    """Render a job summary: the table first, then the worst samples, always under 1 MB."""
     failed = [sample for sample in ranked(samples) if not sample.passed]
     text = _markdown_template().render(
         page=_page(report, samples, MARKDOWN_ROWS),

@@ -1,4 +1,4 @@
-"""RMSNorm and SwiGLU with their own backward, for CPUs: there each pass over memory costs as much as a matrix product.
+"""RMSNorm and SwiGLU with their own backward, for CPUs: there passes over memory are a large part of the time.
 
 The same arithmetic as transformers' in fewer passes, and fewer tensors saved for the backward. What a
 module computes is tried out when a base is loaded and never taken from its name.
