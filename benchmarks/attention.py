@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attention-cpu.json"))
     args = parser.parse_args()
-    rows = [compare(length, args.rounds) for length in (32, 64, 128, 256, 512, 1024)]
+    rows = [compare(length, args.rounds) for length in (32, 64, 128, 256, 512, 1024, 2048)]
     for row in rows:
         print("{segment_tokens:5} tokens: blocks {blocks_ms:6.1f} ms, kernel {kernel_ms:6.1f} ms, "
               "ratio {kernel_over_blocks:.2f}".format(**row))  # fmt: skip

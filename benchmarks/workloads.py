@@ -1,4 +1,4 @@
-"""Rows and models for the benchmark of scoring: mixes as instruction data is, made the same every time."""
+"""Rows and models for the benchmarks of scoring and training: mixes as instruction data is, the same every time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ SMOLLM2_135M = {
     "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
 }  # fmt: skip
+QWEN3_06B = {
+    "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
+}  # fmt: skip
 SHAPES = ("tiny", "smollm2-135m-shape")
+LARGE = "qwen3-0.6b-shape"
 Turns = list[tuple[str, str]]  # role and text
 
 
@@ -76,7 +81,7 @@ def model_folder(shape: str, folder: Path) -> str:
     if shape == "tiny":
         return shape
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     from finetune.model.tokenizer import load_tokenizer
     from finetune.recipe import BaseSection
@@ -84,8 +89,12 @@ def model_folder(shape: str, folder: Path) -> str:
     where = folder / shape
     if not where.exists():
         torch.manual_seed(0)
-        config = LlamaConfig(**SMOLLM2_135M, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(where)
+        same = {"tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        if shape == LARGE:
+            model = Qwen3ForCausalLM(Qwen3Config(**QWEN3_06B, **same))
+        else:
+            model = LlamaForCausalLM(LlamaConfig(**SMOLLM2_135M, **same))
+        model.to(torch.bfloat16).save_pretrained(where)
         load_tokenizer(BaseSection(model="tiny")).save_pretrained(where)
     return str(where)
 
