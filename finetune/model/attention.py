@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from finetune.data.batches import best_fit
+from finetune.model.blocks import Segments, attend_in_blocks, causal_window
 
 NAME = "finetune_segments"
 ALIGN = 64  # on a CPU rows are padded to a multiple: oneDNN compiles a kernel for every new shape
-Segments = tuple[tuple[int, int], ...]  # (start, end) of each example in the row
 
 
 def segment_attention(  # noqa: PLR0913 (the signature is transformers')
@@ -46,7 +43,7 @@ def segment_attention(  # noqa: PLR0913 (the signature is transformers')
     lengths = [end - start for start, end in segments]
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
     if softcap is not None or (_kernel_is_slow(query, max(lengths)) and not dropout):
-        return _in_blocks(query, key, value, segments, scaling, softcap, sliding_window), None
+        return attend_in_blocks(query, key, value, segments, scaling, softcap, sliding_window), None
     if query.device.type == "cpu" and not any(tensor.requires_grad for tensor in (query, key, value)):
         return _one_by_one(query, key, value, segments, scaling, dropout, sliding_window), None
     # split, not slices: its backward is one concatenation instead of a full-size sum per segment.
@@ -99,87 +96,11 @@ def _kernel_is_slow(q: Tensor, longest: int) -> bool:
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float, window: int | None) -> Tensor:
     narrow = window is not None and q.shape[2] > window
-    mask = _window(q.shape[2], window, q.device) if narrow else None
+    mask = causal_window(q.shape[2], window, q.device) if narrow else None
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=not narrow, scale=scaling, enable_gqa=grouped
     )
-
-
-def _window(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Boolean (length, length): True where position i may see j, i - window < j <= i."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < (window or length))
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """A packed row cut into n blocks of length L; short segments share a block, hidden from each other."""
-
-    source: Tensor  # (n * L,) position in the row of each place in the blocks; 0 where nothing lies
-    place: Tensor  # (T,) the inverse
-    hidden: Tensor  # (heads * n or n, L, L) additive mask, -inf where a place does not look
-
-
-@lru_cache(maxsize=2)  # every layer of one micro-batch asks for the same; two kinds of windows at most
-def _blocks(segments: Segments, heads: int, window: int | None, dtype: torch.dtype, device: torch.device) -> _Blocks:
-    lengths = [end - start for start, end in segments]
-    size = -(-max(lengths) // 32) * 32
-    bins = best_fit(lengths, size)
-    source = torch.zeros(len(bins), size, dtype=torch.long)
-    owner = -1 - torch.arange(size).repeat(len(bins), 1)  # an empty place sees itself alone: no row of -inf
-    for block, members in enumerate(bins):
-        at = 0
-        for i in members:
-            source[block, at : at + lengths[i]] = torch.arange(*segments[i])
-            owner[block, at : at + lengths[i]] = i
-            at += lengths[i]
-    filled = (owner >= 0).flatten()
-    place = torch.empty(sum(lengths), dtype=torch.long)
-    place[source.flatten()[filled]] = torch.arange(source.numel())[filled]
-    seen = (owner[:, :, None] == owner[:, None, :]) & _window(size, window, torch.device("cpu"))
-    hidden = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf")).repeat(heads, 1, 1)
-    return _Blocks(source.flatten().to(device), place.to(device), hidden.to(device))
-
-
-class _Gather(torch.autograd.Function):
-    """x[:, index]; its gradient is gathered by the inverse index, much faster than adding up.
-
-    Right only because places without a source look at nothing but themselves and nothing looks at them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.inverse = inverse
-        return x.index_select(1, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(1, ctx.inverse), None, None
-
-
-def _in_blocks(  # noqa: PLR0913
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float, cap: float | None, window: int | None
-) -> Tensor:
-    """Attention as batched matrix products, with Gemma 2's cap on the scores if there is one; (1, T, heads, d)."""
-    heads, width = q.shape[1], q.shape[3]
-    # baddbmm wants a mask per head; with a cap the mask is added by broadcasting, which costs no memory.
-    blocks = _blocks(segments, heads if cap is None else 1, window, q.dtype, q.device)
-    size = blocks.hidden.shape[1]
-    k, v = (t.repeat_interleave(heads // t.shape[1], dim=1) if t.shape[1] != heads else t for t in (k, v))
-    q, k, v = (
-        _Gather.apply(t[0], blocks.source, blocks.place).view(-1, size, width)  # type: ignore[no-untyped-call]
-        for t in (q, k, v)
-    )
-    if cap is None:
-        scores = torch.baddbmm(blocks.hidden, q, k.transpose(1, 2), alpha=scaling)
-    else:
-        scores = torch.tanh(torch.bmm(q, k.transpose(1, 2)) * (scaling / cap)) * cap
-        scores = (scores.view(heads, -1, size, size) + blocks.hidden).view(-1, size, size)
-    out = torch.bmm(scores.softmax(dim=-1), v).view(heads, -1, width)
-    result: Tensor = _Gather.apply(out, blocks.place, blocks.source)  # type: ignore[no-untyped-call]
-    return result.transpose(0, 1)[None]
 
 
 def aligned(rows: int) -> int:

@@ -26,6 +26,8 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from finetune.data.template import ChatTemplate
 from finetune.errors import ModelError
 from finetune.model.attention import keeps_segments_apart
+from finetune.model.device import keep_freed_memory
+from finetune.model.fitting import make_lean_layers
 from finetune.model.hub import explain, hub_options, local_path
 from finetune.model.lean import make_lean
 from finetune.model.tokenizer import load_chat_template, read_config
@@ -73,6 +75,9 @@ def load_base(section: BaseSection, device: torch.device, template: ChatTemplate
     model.requires_grad_(False)
     keep_trainable_through(model)
     make_lean(model)
+    make_lean_layers(model)
+    if device.type == "cpu":
+        keep_freed_memory()
     fingerprint = {
         "config": _digest(json.dumps(_stable(read_config(section)), sort_keys=True)),
         "tokenizer": _digest(_tokenizer_text(tokenizer)),
@@ -109,8 +114,10 @@ def weights_sha256(model: nn.Module) -> str:
     """Hash every base tensor in memory, quantisation constants included, adapters excluded."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, Tensor) and "lora_" not in name:
-            digest.update(name.replace("base_model.model.", "").replace(".base_layer", "").encode())
+        if isinstance(tensor, Tensor) and "lora_" not in name and ".modules_to_save." not in name:
+            for part in ("base_model.model.", ".base_layer", ".original_module"):
+                name = name.replace(part, "")
+            digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -154,7 +161,7 @@ def _digest(text: str) -> str:
 def _weights_fingerprint(path: str, options: dict[str, Any]) -> str:
     """Hash sizes, headers and evenly spread slices of the weight files: gigabytes in no time."""
     digest = hashlib.sha256()
-    for file in _weight_files(path, options):
+    for file in weight_paths(path, options):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}".encode())
         with file.open("rb") as data:
@@ -168,11 +175,12 @@ def _weights_fingerprint(path: str, options: dict[str, Any]) -> str:
 
 def weight_files(section: BaseSection) -> list[tuple[str, int, int]]:
     """Name, size and time of change (ns) of the files that the weights are read from."""
-    stats = [(file.name, file.stat()) for file in _weight_files(local_path(section), hub_options(section))]
+    stats = [(file.name, file.stat()) for file in weight_paths(local_path(section), hub_options(section))]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _weight_files(path: str, options: dict[str, Any]) -> list[Path]:
+def weight_paths(path: str, options: dict[str, Any]) -> list[Path]:
+    """The safetensors files of a model, found in its folder or the Hub's cache."""
     where = {key: options[key] for key in ("revision", "local_files_only")}
     single = cached_file(path, "model.safetensors", _raise_exceptions_for_missing_entries=False, **where)
     if single:

@@ -10,53 +10,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft.tuners.lora import LoraConfig
 from peft.tuners.lora.bnb import Linear4bit as PeftLinear4bit
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from finetune.model.lowrank import Branch, Stack, project, project_backward, stack
+
 
 class _LoraMatmul(torch.autograd.Function):
     """y = x W^T + bias + scale (x A^T) B^T with W frozen; W is dequantised again in backward."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 (autograd hands over one argument per input)
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, scale: float, linear: nn.Module) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        a, b = a.to(x.dtype), b.to(x.dtype)  # fp32 masters, computed in the base's dtype
-        out = torch.nn.functional.linear(rows, _dense(weight, x.dtype), bias)
-        low = rows @ a.t()
-        out = out.addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(rows, low, a, b)
-        ctx.scale, ctx.weight = scale, weight  # not saved as a tensor: Params4bit carries its state
+        lora = stack([Branch(a, b, scale)], [len(b)], x.dtype)  # fp32 masters, computed in the base's dtype
+        assert lora is not None
+        out, low = project([linear], lora, rows)
+        ctx.save_for_backward(rows, low, lora.a, lora.b)
+        ctx.constants, ctx.linear = lora[2:], linear
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, a, b = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        through_b = flat @ b  # (T, r)
-        grad_b = (flat.t() @ low).mul_(ctx.scale).float() if ctx.needs_input_grad[2] else None
-        grad_a = (through_b.t() @ rows).mul_(ctx.scale).float() if ctx.needs_input_grad[1] else None
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (flat @ _dense(ctx.weight, flat.dtype)).addmm_(through_b, a, alpha=ctx.scale)
-            grad_x = grad_x.reshape(*grad.shape[:-1], grad_x.shape[-1])
-        return grad_x, grad_a, grad_b, None, None, None
+        flat, lora = grad.reshape(-1, grad.shape[-1]), Stack(a, b, *ctx.constants)
+        found = project_backward([ctx.linear], lora, flat, rows, low, wants_x=ctx.needs_input_grad[0])
+        grad_x = None if found.x is None else found.x.reshape(*grad.shape[:-1], found.x.shape[-1])
+        return grad_x, *found.branches, None, None
 
 
-def _dense(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    state = getattr(weight, "quant_state", None)
-    if state is None:
-        return weight.to(dtype)
-    dense: Tensor = dequantize_4bit(weight.data, state)
-    return dense.to(dtype)
-
-
-def _plain_adapter(layer: Any, kwargs: dict[str, Any]) -> str | None:
+def plain_adapter(layer: Any, kwargs: dict[str, Any]) -> str | None:
     """Name of the one active adapter, or None where PEFT's own forward is needed."""
     if layer.disable_adapters or layer.merged or any(v is not None for v in kwargs.values()):
         return None
@@ -69,17 +54,21 @@ def _plain_adapter(layer: Any, kwargs: dict[str, Any]) -> str | None:
     return None if dropping or special else str(name)
 
 
+def branch_of(layer: Any, name: str) -> Branch:
+    """The parameters of one adapter in one of PEFT's layers."""
+    return Branch(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
 def _forward(layer: Any, name: str, x: Tensor) -> Tensor:
-    base = layer.get_base_layer()
     out: Tensor = _LoraMatmul.apply(  # type: ignore[no-untyped-call]
-        x, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], base.weight, base.bias
+        x, *branch_of(layer, name), layer.get_base_layer()
     )
     return out
 
 
 class FusedLinear(PeftLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = _plain_adapter(self, kwargs)
+        name = plain_adapter(self, kwargs)
         if name is None or x.dtype != self.get_base_layer().weight.dtype:
             return super().forward(x, *args, **kwargs)
         return _forward(self, name, x)
@@ -87,7 +76,7 @@ class FusedLinear(PeftLinear):
 
 class FusedLinear4bit(PeftLinear4bit):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        name = _plain_adapter(self, kwargs)
+        name = plain_adapter(self, kwargs)
         return super().forward(x, *args, **kwargs) if name is None else _forward(self, name, x)
 
 

@@ -14,25 +14,39 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _RmsNorm(torch.autograd.Function):
-    """y = weight * x / rms(x), Zhang and Sennrich (2019, arXiv 1910.07467); the weight is frozen."""
+def norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y = weight * x / rms(x) over the last dimension, and 1 / rms(x) in fp32.
 
+    Zhang and Sennrich (2019, arXiv 1910.07467).
+    """
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x.clone()
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return wide.mul_(scale).to(x.dtype).mul_(weight), scale
+
+
+def norm_backward(grad: Tensor, out: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of x from what `norm_forward` returned: its result serves the backward, x need not be kept.
+
+    With unit = x/rms = out/weight: d(unit) = (g - unit * mean(g * unit)) / rms, g = grad * weight. The weight is
+    frozen and nowhere 0.
+    """
+    unit = out.to(scale.dtype, copy=True).div_(weight)
+    inner = grad.to(scale.dtype, copy=True).mul_(weight)
+    shift = torch.linalg.vecdot(inner, unit, dim=-1).unsqueeze(-1).div_(out.shape[-1])
+    return inner.addcmul_(unit, shift, value=-1).mul_(scale).to(grad.dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x.clone()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, scale, weight)
-        return wide.mul_(scale).to(x.dtype).mul_(weight)
+        out, scale = norm_forward(x, weight, eps)
+        ctx.save_for_backward(out, scale, weight)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, weight = ctx.saved_tensors
-        unit = x.to(scale.dtype) * scale
-        inner = (grad * weight).to(scale.dtype)
-        # d(x/rms) = (g - unit * mean(g * unit)) / rms
-        shift = torch.linalg.vecdot(inner, unit, dim=-1).unsqueeze(-1).div_(x.shape[-1])
-        return inner.addcmul_(unit, shift, value=-1).mul_(scale).to(x.dtype), None, None
+        return norm_backward(grad, *ctx.saved_tensors), None, None
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -88,7 +102,9 @@ def _fits(module: nn.Module, norm: bool) -> bool:
         return False
     if norm:
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-        return isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(eps, float)
+        if not (isinstance(weight, Tensor) and weight.dim() == 1 and isinstance(eps, float)):
+            return False
+        return bool(weight.all())  # none is 0: the backward divides by it
     names = {name for name, child in module.named_children() if isinstance(child, nn.Linear)}
     return names == {"gate_proj", "up_proj", "down_proj"}
 

@@ -17,10 +17,10 @@ def test_gradients_are_those_of_finite_differences() -> None:
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
     a = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
-    weight, bias = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    frozen = nn.Linear(5, 4, dtype=torch.float64).requires_grad_(False)
 
     def layer(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return _LoraMatmul.apply(x, a, b, 1.7, weight, bias)  # type: ignore[no-any-return]
+        return _LoraMatmul.apply(x, a, b, 1.7, frozen)  # type: ignore[no-any-return]
 
     assert torch.autograd.gradcheck(layer, (x, a, b))
 

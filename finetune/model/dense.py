@@ -1,0 +1,120 @@
+"""Frozen weights as plain matrices: dequantised when a product needs them, or kept where memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from torch import Tensor, nn
+
+_KEPT = "finetune_dense"  # attribute of a linear: its weight dequantised, (out, in)
+_KEPT_WITH = "finetune_dense_rows"  # attribute of the first of several: theirs, one below the other
+_GROUP = "finetune_group"  # attribute of the first of several that are kept together
+_scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def dense_rows(linears: Sequence[nn.Module], dtype: torch.dtype) -> Tensor:
+    """The weights of frozen linears with the same input as one matrix (sum of out, in).
+
+    Valid until the next call: what is not kept lies in one buffer for all, because touching fresh memory for every
+    product costs as much as dequantising.
+    """
+    kept = getattr(linears[0], _KEPT_WITH if len(linears) > 1 else _KEPT, None)
+    if kept is not None and kept.dtype == dtype and len(kept) == sum(_shape(linear)[0] for linear in linears):
+        return kept  # type: ignore[no-any-return]
+    if len(linears) == 1 and _state(linears[0]) is None:
+        weight: Tensor = linears[0].weight  # type: ignore[assignment]
+        return weight.to(dtype)
+    shapes = [_shape(linear) for linear in linears]
+    rows, width = sum(out for out, _ in shapes), shapes[0][1]
+    return _fill(_buffer(rows * width, dtype, _device(linears[0])).view(rows, width), linears)
+
+
+def keep_dense(model: nn.Module, budget_bytes: int) -> int:
+    """Keep dequantised copies of as many 4-bit weights as fit into the budget; return the bytes they take.
+
+    The numbers are the same with and without: both multiply by the dequantised weight. Linears that
+    `group_dense` named are kept together. A budget of 0 drops what was kept.
+    """
+    drop_dense(model)
+    taken = 0
+    for group in _groups(model):
+        shapes = [_shape(linear) for linear in group]
+        dtype = _state(group[0]).dtype
+        size = sum(out for out, _ in shapes) * shapes[0][1] * dtype.itemsize
+        if taken + size > budget_bytes:
+            continue
+        taken += size
+        _keep(group, torch.empty(sum(out for out, _ in shapes), shapes[0][1], dtype=dtype, device=_device(group[0])))
+    return taken
+
+
+def drop_dense(model: nn.Module) -> None:
+    """Forget every dequantised copy."""
+    for module in model.modules():
+        for name in (_KEPT, _KEPT_WITH):
+            module.__dict__.pop(name, None)
+
+
+def group_dense(linears: Sequence[nn.Module]) -> None:
+    """Say that these linears read the same input, so that `keep_dense` keeps their weights as one matrix."""
+    linears[0].__dict__[_GROUP] = tuple(linears)
+
+
+def _groups(model: nn.Module) -> Iterable[tuple[nn.Module, ...]]:
+    seen: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, Linear4bit):  # PEFT's wrappers show the weight of what they wrap
+            continue
+        group = module.__dict__.get(_GROUP, (module,))
+        group = tuple(linear for linear in group if _state(linear) is not None and id(linear) not in seen)
+        if group:
+            seen.update(id(linear) for linear in group)
+            yield group
+
+
+def _keep(group: Sequence[nn.Module], rows: Tensor) -> None:
+    _fill(rows, group)
+    start = 0
+    for linear in group:
+        linear.__dict__[_KEPT] = rows[start : start + _shape(linear)[0]]
+        start += _shape(linear)[0]
+    if len(group) > 1:
+        group[0].__dict__[_KEPT_WITH] = rows
+
+
+def _fill(rows: Tensor, linears: Sequence[nn.Module]) -> Tensor:
+    start = 0
+    for linear in linears:
+        part, state = rows[start : start + _shape(linear)[0]], _state(linear)
+        if state is None:
+            part.copy_(linear.weight.detach())  # type: ignore[operator]
+        elif state.dtype == rows.dtype and rows.device.type == "cuda":  # bitsandbytes' CPU kernel takes no `out`
+            dequantize_4bit(linear.weight.data, state, out=part)  # type: ignore[arg-type]
+        else:
+            part.copy_(dequantize_4bit(linear.weight.data, state))  # type: ignore[arg-type]
+        start += len(part)
+    return rows
+
+
+def _buffer(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    found = _scratch.get((device, dtype))
+    if found is None or len(found) < numel:
+        found = _scratch[device, dtype] = torch.empty(numel, dtype=dtype, device=device)
+    return found[:numel]
+
+
+def _state(linear: nn.Module) -> Any:
+    """The quantisation constants of a 4-bit linear, None for any other module."""
+    return getattr(getattr(linear, "weight", None), "quant_state", None)
+
+
+def _shape(linear: nn.Module) -> tuple[int, int]:
+    return linear.out_features, linear.in_features  # type: ignore[return-value]
+
+
+def _device(linear: nn.Module) -> torch.device:
+    return linear.weight.device  # type: ignore[return-value]
