@@ -47,6 +47,7 @@ from finetune.model.store import CONFIG, WEIGHTS, StoredAdapter
 from finetune.provenance import code_sha256, versions
 from finetune.recipe import BaseSection, Recipe
 from finetune.serving.assistant import Assistant
+from finetune.training.budget import SCORING_TOKENS
 
 Tasks = Mapping[str, tuple[TaskScore, ...]]
 MAX_WINDOW = 1024  # tokens of general text that are scored at a time
@@ -137,8 +138,7 @@ def run_all_tasks(field: Field, recipe: Recipe) -> Tasks:
     if not recipe.eval.tasks:
         return {}
     models = {name: partial(field.bot.adapted, name) for name in field.journals}
-    budget = recipe.train.micro_batch_tokens
-    return run_tasks(field.bot.base, models, recipe.eval.tasks, seed=recipe.seed, budget=budget)
+    return run_tasks(field.bot.base, models, recipe.eval.tasks, seed=recipe.seed, budget=SCORING_TOKENS)
 
 
 def evaluation_of(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from peft import PeftModel
 
@@ -37,10 +38,13 @@ from finetune.model.base import Base, assert_trainable_through, load_base
 from finetune.model.device import make_accelerator, pick_device
 from finetune.model.lora import Parameters, attach, count_parameters
 from finetune.model.readme import render_readme
+from finetune.model.shapes import shape_of
 from finetune.model.store import CARD, Card, StoredAdapter, find_adapter, metrics_of, save_folder
 from finetune.model.tokenizer import load_chat_template
+from finetune.planning.load import measure_load, workload
 from finetune.recipe import EvalSection, Recipe, dump_recipe
 from finetune.records import card_of, heading_of, hyperparameters, run_key
+from finetune.training.budget import SCORING_TOKENS, plan_memory
 from finetune.training.loop import TrainingJob, TrainResult
 from finetune.training.loop import train as run_loop
 from finetune.training.telemetry import Emit, Event, NoticeEvent, plot_loss, write_log
@@ -53,11 +57,13 @@ def train(
     fresh: bool = False,
     checkpoint_every: int = 100,
     trackers: Sequence[str] = (),
+    memory: int | None = None,
 ) -> StoredAdapter:
     """Train the recipe's adapter and write its folder; resumes an interrupted run of the same recipe.
 
     `fresh` discards what an interrupted run left. `checkpoint_every`: optimizer steps between checkpoints to resume
-    from. `trackers`: accelerate's names, such as tensorboard. Raises FinetuneError; see finetune.errors.
+    from. `trackers`: accelerate's names, such as tensorboard. `memory`: bytes of the device that may be used;
+    default: what is free. Raises FinetuneError; see finetune.errors.
     """
     if checkpoint_every < 1:
         raise FinetuneError(f"checkpoint_every is {checkpoint_every}", fix="give 1 step or more")
@@ -70,7 +76,7 @@ def train(
     with accelerator.main_process_first():  # the others read what it has put into the cache
         dataset = load_dataset(recipe.data, template)
     base = load_base(recipe.base, accelerator.device, template)
-    job = _job(recipe, base, dataset, checkpoint, checkpoint_every, emit)
+    job = _job(recipe, base, dataset, _Run(checkpoint, checkpoint_every, memory), emit)
     if fresh and accelerator.is_main_process:
         shutil.rmtree(checkpoint, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -122,7 +128,7 @@ def evaluate(  # noqa: PLR0913 (each is an option of finetune eval)
     if heldout.dropped:
         emit(NoticeEvent(f"{heldout.dropped} held-out rows are longer than data.max_length and were left out"))
     emit(NoticeEvent(f"scoring {len(heldout)} held-out and {len(general or ())} general rows: {field.who}"))
-    scores = score_all(field, heldout, general, recipe.train.micro_batch_tokens)
+    scores = score_all(field, heldout, general, SCORING_TOKENS)
     if prompts:
         emit(NoticeEvent(f"answering {len(prompts)} prompts: {field.who}"))
     samples = answer_all(field, prompts, recipe, repeat)
@@ -150,7 +156,13 @@ def _opponents(
     return adapters, {place: read_evaluation(place) for place in reports}
 
 
-def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, every: int, emit: Emit) -> TrainingJob:
+class _Run(NamedTuple):
+    checkpoint: Path
+    every: int  # steps between checkpoints
+    memory: int | None  # bytes of the device that may be used
+
+
+def _job(recipe: Recipe, base: Base, dataset: Dataset, run: _Run, emit: Emit) -> TrainingJob:
     limit = recipe.data.max_length
     if base.max_positions is not None and limit > base.max_positions:
         raise RecipeError(
@@ -161,9 +173,25 @@ def _job(recipe: Recipe, base: Base, dataset: Dataset, checkpoint: Path, every: 
     rows = TrainingRows(dataset.train, tuple((mixed.rows, mixed.weight) for mixed in dataset.mix))
     if not base.packs:
         emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: one example per row, which is slower"))
-    model = attach(base, recipe.adapter, recipe.seed)
+    shape, load = shape_of(base.model, recipe.adapter), measure_load(recipe, dataset)
+    model = attach(base, recipe.adapter, recipe.seed, rows)
+    work = workload(recipe, load, cpu=base.device.type == "cpu")
+    plan = plan_memory(base, model, shape, work, load.step_tokens, run.memory)
+    emit(NoticeEvent(plan.describe()))
     key = run_key(recipe, base, dataset)
-    return TrainingJob(base, model, rows, dataset.heldout, recipe.train, recipe.seed, checkpoint, every, key)
+    return TrainingJob(
+        base,
+        model,
+        rows,
+        dataset.heldout,
+        recipe.train,
+        recipe.seed,
+        run.checkpoint,
+        run.every,
+        key,
+        plan,
+        recipe.adapter.methods,
+    )
 
 
 def _report_dropped(dataset: Dataset, limit: int, emit: Emit) -> None:

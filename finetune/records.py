@@ -46,14 +46,18 @@ def card_of(
     recipe: Recipe, base: Base, dataset: Dataset, job: TrainingJob, result: TrainResult, parameters: Parameters
 ) -> Card:
     losses = [entry["loss"] for entry in result.log if "loss" in entry]
-    heldout = [entry["heldout_loss"] for entry in result.log if "heldout_loss" in entry]
+    heldout = [
+        entry["heldout_loss"]
+        for entry in result.log
+        if "heldout_loss" in entry and result.kept_step in (None, entry["step"])
+    ]
     return Card(
         name=recipe.name,
         base=BaseCard(
             model=base.name, revision=base.revision, quantization=base.quantization, fingerprint=base.fingerprint
         ),
         system=recipe.data.system,
-        method=recipe.adapter.method,
+        method=", ".join(recipe.adapter.methods),
         r=recipe.adapter.r,
         alpha=recipe.adapter.alpha,
         seed=recipe.seed,
@@ -61,6 +65,7 @@ def card_of(
         train_rows=len(job.rows),
         heldout_rows=len(job.heldout),
         steps=result.progress.step,
+        kept_step=result.kept_step,
         trained_tokens=result.progress.trained_tokens,
         seconds=round(result.progress.seconds, 1),
         peak_memory_bytes=result.peak_memory_bytes,

@@ -170,7 +170,6 @@ FLIPS: dict[str, Flip] = {
     "quantization": lambda r, _: with_section(r, "base", quantization="none"),
     "dtype": lambda r, _: with_section(r, "base", dtype="bfloat16"),
     "temperature": lambda r, _: with_section(r, "generation", temperature=0.8),
-    "top_p": lambda r, _: with_section(r, "generation", top_p=0.5),
     "max_new_tokens": lambda r, _: with_section(r, "generation", max_new_tokens=5),
     "seed": lambda r, _: r.model_copy(update={"seed": 9}),
     "system prompt": lambda r, _: with_section(r, "data", system="Be brief."),

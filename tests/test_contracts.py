@@ -26,7 +26,7 @@ ORDER = (
     {"training"},
     {"evaluation"},
     {"serving"},
-    {"comparison", "inspection", "records"},
+    {"comparison", "inspection", "planning", "records"},
     {"pipeline"},
     {"terminal"},
     {"cli"},

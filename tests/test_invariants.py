@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -21,12 +22,13 @@ from finetune.model.attention import hidden_states, packed_attention
 from finetune.model.base import Base, assert_trainable_through, linear4bit_layers, weights_sha256
 from finetune.model.lora import attach, load_adapter
 from finetune.recipe import AdapterSection, TrainSection
+from finetune.training.budget import MemoryPlan
 from finetune.training.loop import TrainingJob
 from finetune.training.loss import output_head, trained_nll
 from finetune.training.scoring import score_rows
 from finetune.training.telemetry import Event, StepEvent
 from tests.conftest import MakeBase
-from tests.training.helpers import SECTION, encoded, make_job, run, weights
+from tests.training.helpers import PLAN, SECTION, encoded, make_job, run, weights
 
 ADAPTER = AdapterSection(r=4, alpha=8.0)
 
@@ -113,10 +115,9 @@ def test_how_a_step_is_cut_does_not_change_the_adapter(
 ) -> None:
     """8 x 1 = 1 x 8: many micro-batches or one, the same weights after two epochs."""
     results = []
-    for micro_batch_tokens in (SECTION.micro_batch_tokens, budget):
+    for plan in (PLAN, MemoryPlan(budget)):
         base = make_base()
-        section = SECTION.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
-        job = make_job(base, encoded(base, examples), tmp_path / "none", section)
+        job = replace(make_job(base, encoded(base, examples), tmp_path / "none"), plan=plan)
         run(job)
         results.append(weights(job.model))
     for name, tensor in results[0].items():

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from finetune.cli.app import Overrides, RecipePath, app, out, say
+from finetune.cli.sizes import parse_bytes
 from finetune.errors import FinetuneError
 
 EXIT_CODES = {"none": 0, "pass": 0, "fail": 1, "inconclusive": 3}
@@ -27,6 +28,9 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME", help="experiment tracker by accelerate's name, such as tensorboard; repeatable"),
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="of the device that may be used, such as 8GB; default: all free")
+    ] = None,
 ) -> None:
     """Train the recipe's adapter; run it again after an interruption and it goes on.
 
@@ -34,6 +38,7 @@ def train(
     """
     from finetune.recipe import load_recipe
 
+    cap = None if memory is None else parse_bytes(memory, "--memory")
     loaded = load_recipe(recipe, overrides or [])
     from finetune import pipeline
     from finetune.terminal.progress import RunDisplay
@@ -41,7 +46,7 @@ def train(
     main_process = os.environ.get("RANK", "0") == "0"
     with RunDisplay(out if main_process else Console(quiet=True)) as show:
         adapter = pipeline.train(
-            loaded, emit=show, fresh=fresh, checkpoint_every=checkpoint_every, trackers=tracker or []
+            loaded, emit=show, fresh=fresh, checkpoint_every=checkpoint_every, trackers=tracker or [], memory=cap
         )
     if main_process:
         say(f"adapter written to {adapter.folder}")

@@ -80,16 +80,11 @@ def _places(origins: Mapping[str, str]) -> Callable[[str], str]:
 
 def _check_recipe(recipe: Recipe, findings: Findings, at: Callable[[str], str]) -> None:
     adapter, train = recipe.adapter, recipe.train
-    strength = adapter.alpha / (sqrt(adapter.r) if adapter.method == "rslora" else adapter.r)
+    strength = adapter.alpha / (sqrt(adapter.r) if "rslora" in adapter.methods else adapter.r)
     if not USUAL_STRENGTH[0] <= strength <= USUAL_STRENGTH[1]:
         findings.add("R005", at("adapter.alpha"), f"adapter.alpha {adapter.alpha:g} with r {adapter.r} is {strength:g}")
     if not USUAL_RATE[0] <= train.learning_rate <= USUAL_RATE[1]:
         findings.add("R006", at("train.learning_rate"), f"train.learning_rate is {train.learning_rate:g}")
-    if train.micro_batch_tokens < recipe.data.max_length:
-        what = (
-            f"train.micro_batch_tokens {train.micro_batch_tokens} is less than data.max_length {recipe.data.max_length}"
-        )
-        findings.add("R004", at("train.micro_batch_tokens") or at("data.max_length"), what)
     if recipe.base.trust_remote_code:
         findings.add("R009", at("base.trust_remote_code"), "base.trust_remote_code is true")
 

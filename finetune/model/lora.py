@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +12,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from finetune.data.batches import TrainingRows
 from finetune.errors import AdapterError
 from finetune.model.base import Base, linear4bit_layers
 from finetune.model.fused import register_fused
+from finetune.model.methods import SUBTRACTED, drop_lean_forwards, initialise, moving, saved_names, train_in_full
 from finetune.recipe import AdapterSection
+from finetune.recipe.contradictions import LAYERS
 
 
 class Parameters(NamedTuple):
@@ -30,30 +35,30 @@ class Parameters(NamedTuple):
         return self.trained / self.total
 
 
-def attach(base: Base, section: AdapterSection, seed: int) -> PeftModel:
-    """Put a fresh adapter on the base; with B = 0 its output is the base's, bit for bit.
+def attach(base: Base, section: AdapterSection, seed: int, rows: TrainingRows | None = None) -> PeftModel:
+    """Put a fresh adapter on the base. But for LoftQ, its output is the base's: bit for bit where B = 0.
 
-    Raises AdapterError if the target modules match no linear layer.
+    `rows`: what is trained on, which EVA looks at. Raises AdapterError if the target modules match no linear layer.
     """
-    linears = linear_names(base.model)
-    if section.target_modules != "all-linear":
-        unknown = [name for name in section.target_modules if name not in linears]
-        if unknown:
-            raise AdapterError(f"adapter.target_modules {unknown} match no linear layer; this model has {linears}")
-    targets = section.target_modules if isinstance(section.target_modules, str) else list(section.target_modules)
+    # PiSSA and OLoRA begin in a second, frozen half; alpha goes with it, so that the scale stays.
+    halves = 2 if set(section.methods) & set(SUBTRACTED) else 1
+    rslora = "rslora" in section.methods
     config = LoraConfig(
-        r=section.r,
-        lora_alpha=section.alpha,  # type: ignore[arg-type]
+        r=halves * section.r,
+        lora_alpha=section.alpha * (math.sqrt(halves) if rslora else halves),  # type: ignore[arg-type]
         lora_dropout=section.dropout,
-        target_modules=targets,
-        use_rslora=section.method == "rslora",
-        use_dora=section.method == "dora",
+        target_modules=target_names(base.model, section.target_modules),
+        use_rslora=rslora,
+        use_dora="dora" in section.methods,
+        modules_to_save=saved_names(base.model, section.modules_to_save) or None,
         bias="none",
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     model = get_peft_model(base.model, register_fused(config))
     assert isinstance(model, PeftModel)
+    train_in_full(model)
+    initialise(model, base, section, rows, seed)
     return model
 
 
@@ -62,6 +67,7 @@ def load_adapter(base: Base, folder: Path, *, onto: PeftModel | None = None, nam
     try:
         if onto is not None:
             onto.load_adapter(str(folder), adapter_name=name, torch_device=str(base.device))
+            drop_lean_forwards(onto)
             return onto
         config = LoraConfig.from_pretrained(str(folder))
         assert isinstance(config, LoraConfig)
@@ -74,6 +80,7 @@ def load_adapter(base: Base, folder: Path, *, onto: PeftModel | None = None, nam
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AdapterError(f"cannot be loaded: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
+    drop_lean_forwards(model)
     return model
 
 
@@ -85,6 +92,37 @@ def linear_names(model: PreTrainedModel) -> list[str]:
     )
 
 
+def target_names(model: PreTrainedModel, wanted: str | Sequence[str]) -> str | list[str]:
+    """What `adapter.target_modules` names, as PEFT takes it. Raises AdapterError for what is not there."""
+    if isinstance(wanted, str):
+        return wanted
+    linears = linear_names(model)
+    if unknown := [name for name in wanted if not LAYERS.fullmatch(name) and name not in linears]:
+        raise AdapterError(f"adapter.target_modules {unknown} match no linear layer; this model has {linears}")
+    if not any(map(LAYERS.fullmatch, wanted)):
+        return list(wanted)
+    head = model.get_output_embeddings()
+    full = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    return sorted({name for entry in wanted for name in _named_by(entry, full)})
+
+
+def _named_by(entry: str, full: Sequence[str]) -> list[str]:
+    """The linear layers that a plain name or layers.FIRST-LAST.NAME stands for."""
+    found = LAYERS.fullmatch(entry)
+    if found is None:
+        return [name for name in full if name.rpartition(".")[2] == entry]
+    first, last, kind = int(found[1]), int(found[2] or found[1]), found[3]
+    numbers = {name: next((int(part) for part in name.split(".") if part.isdigit()), -1) for name in full}
+    count = max(numbers.values(), default=-1) + 1
+    if last >= count:
+        raise AdapterError(f"adapter.target_modules {entry!r}: this model has decoder layers 0 to {count - 1}")
+    names = [n for n in full if first <= numbers[n] <= last and kind in (None, n.rpartition(".")[2])]
+    if not names:
+        there = sorted({n.rpartition(".")[2] for n in full if first <= numbers[n] <= last})
+        raise AdapterError(f"adapter.target_modules {entry!r} matches no linear layer; there are {there}")
+    return names
+
+
 def count_parameters(model: nn.Module) -> Parameters:
     """Count trained and total parameters; 4-bit weights count as what they stand for."""
     packed = {id(layer.weight): layer.in_features * layer.out_features for layer in linear4bit_layers(model)}
@@ -92,7 +130,7 @@ def count_parameters(model: nn.Module) -> Parameters:
     for parameter in model.parameters():
         numbers = packed.get(id(parameter), parameter.numel())
         total += numbers
-        trained += numbers if parameter.requires_grad else 0
+        trained += moving(parameter) if parameter.requires_grad else 0
         now += parameter.numel() * parameter.element_size()
     now += sum(_constants_bytes(layer.weight.quant_state) for layer in linear4bit_layers(model))
     return Parameters(trained, total, now, 2 * total, 4 * total)

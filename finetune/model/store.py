@@ -43,6 +43,7 @@ class Card(BaseModel):
     train_rows: int
     heldout_rows: int
     steps: int
+    kept_step: int | None = None  # with early stopping: the step after which the adapter was best
     trained_tokens: int
     seconds: float
     peak_memory_bytes: int

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
-    from finetune.recipe.schema import Recipe, RowSource
+    from finetune.recipe.schema import Method, Recipe, RowSource
 
+# Methods that choose how A and B begin; each says it alone.
+STARTS = ("pissa", "olora", "eva", "loftq")
+# Decoder layers instead of a plain name: layers.20, layers.20-29 or layers.20-29.q_proj.
+LAYERS = re.compile(r"layers\.([0-9]{1,4})(?:-([0-9]{1,4}))?(?:\.([A-Za-z_][A-Za-z0-9_]*))?")
 Location = tuple[str | int, ...]
 KIND = "contradiction"
 
@@ -41,8 +46,42 @@ def in_columns(rows: RowSource, known: Sequence[str] | None) -> Iterator[Mistake
         readers.setdefault(column, key)
 
 
+def in_methods(methods: Sequence[Method]) -> Iterator[Mistake]:
+    """Check a list of methods: what PEFT or their own definitions do not allow together."""
+    at = ("method",)
+    for name in dict.fromkeys(methods):
+        if methods.count(name) > 1:
+            yield Mistake(at, f"{name!r} stands there {methods.count(name)} times; once is enough")
+    starts = [repr(name) for name in methods if name in STARTS]
+    if len(set(starts)) > 1:
+        yield Mistake(at, f"{' and '.join(starts)} each say how A and B begin; keep one of them")
+    special = [name for name in ("rslora", "dora") if name in methods]
+    if "lora" in methods and special:
+        yield Mistake(at, f"'lora' is the plain kind and {special[0]!r} another; keep one of them")
+    if "dora" in methods and "loftq" in methods:
+        text = "'dora' begins with the magnitudes of the base, which 'loftq' changes from the start; keep one of them"
+        yield Mistake(at, text)
+
+
+def in_targets(targets: str | Sequence[str]) -> Iterator[Mistake]:
+    """Check the names of layers among target_modules; plain names are the model's to know."""
+    for index, name in enumerate(() if isinstance(targets, str) else targets):
+        if not name.startswith("layers."):
+            continue
+        found = LAYERS.fullmatch(name)
+        if found is None:
+            text = f"{name[:80]!r} names no layers; write layers.20-29 or, of one kind, layers.20-29.q_proj"
+            yield Mistake(("target_modules", index), text)
+        elif found[2] and int(found[2]) < int(found[1]):
+            text = f"{name!r} ends before it begins; write the smaller number first"
+            yield Mistake(("target_modules", index), text)
+
+
 def in_recipe(recipe: Recipe) -> Iterator[Mistake]:
     yield from _in_base(recipe)
+    if "loftq" in recipe.adapter.methods and recipe.base.quantization != "nf4":
+        text = f"'loftq' makes up for what 4 bits lose, but base.quantization is {recipe.base.quantization!r}"
+        yield Mistake(("adapter", "method"), f"{text}; set it to nf4, or remove loftq")
     yield from _judged_on_trained_rows(recipe)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from finetune.recipe.contradictions import in_columns, in_recipe, refuse
+from finetune.recipe.contradictions import in_columns, in_methods, in_recipe, in_targets, refuse
 
 # Built-in format -> the keys of its rows, which `columns` may name.
 FORMAT_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -49,7 +49,8 @@ Name = Annotated[str, AfterValidator(_check_name), WithJsonSchema({"type": "stri
 Format = Annotated[str, AfterValidator(_check_format), WithJsonSchema(_FORMAT_SCHEMA)]
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# What each does, and its published settings: docs/methods.md.
+Method = Literal["lora", "rslora", "dora", "pissa", "olora", "eva", "loftq", "lora+", "neftune"]
 
 
 class Section(BaseModel):
@@ -104,28 +105,49 @@ class DataSection(RowSource):
 
 
 class AdapterSection(Section):
-    method: Literal["lora", "rslora", "dora"] = Field("lora", description="kind of adapter")
+    method: Method | Annotated[tuple[Method, ...], Field(min_length=1)] = Field(
+        "lora", description="kind of adapter, or a list: a kind, at most one start, lora+, neftune (docs/methods.md)"
+    )
     r: Positive = Field(16, description="rank: inner dimension of B·A")
     alpha: float = Field(32.0, gt=0.0, description="strength; scale = alpha/r (rslora: alpha/sqrt(r))")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the LoRA input, while training")
     target_modules: Literal["all-linear"] | Annotated[tuple[Text, ...], Field(min_length=1)] = Field(
-        "all-linear", description="linear layers that get an adapter; all-linear: every one but the head"
+        "all-linear",
+        description="linear layers that get an adapter: names, or layers.20-29 or layers.20-29.q_proj for some decoder "
+        "layers; all-linear: every one but the head",
     )
+    modules_to_save: tuple[Text, ...] = Field(
+        (), description="embeddings and norms that are trained in full and saved with the adapter"
+    )
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        return (self.method,) if isinstance(self.method, str) else self.method
+
+    @model_validator(mode="after")
+    def methods_and_targets_make_sense(self) -> AdapterSection:
+        refuse([*in_methods(self.methods), *in_targets(self.target_modules)])
+        return self
 
 
 class TrainSection(Section):
     epochs: float = Field(3.0, gt=0.0, description="passes over the training rows")
     max_steps: Positive | None = Field(None, description="stop after this many optimizer steps")
     learning_rate: float = Field(2e-4, gt=0.0, le=1.0, description="peak learning rate of AdamW")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after the warm-up")
-    warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="after the warm-up over the first 3% of the steps"
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="8bit: moments in 8 bits instead of 32; paged: and moved to the CPU where memory is short"
+    )
+    patience: Positive | None = Field(
+        None, description="stop when the held-out loss has not fallen for so many epochs; the best adapter is kept"
+    )
     batch_size: Positive = Field(16, description="examples per optimizer step, over all processes")
-    micro_batch_tokens: Positive = Field(4096, description="tokens per forward pass; memory, never the result")
 
 
 class GenerationSection(Section):
     temperature: float = Field(0.0, ge=0.0, le=10.0, description="0: greedy; else sampling temperature")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample from the smallest set with this probability")
     max_new_tokens: Positive = Field(128, description="tokens per answer at most")
 
 

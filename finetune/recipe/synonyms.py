@@ -28,10 +28,11 @@ TOOLS: dict[str, dict[str, str]] = {
         "lora_target_modules": "adapter.target_modules",
         "num_train_epochs": "train.epochs",
         "lr_scheduler_type": "train.schedule",
-        "warmup_steps": "train.warmup",
+        "optim": "train.optimizer",
+        "early_stopping_patience": "train.patience",
+        "neftune_noise_alpha": "adapter.method",
         "per_device_train_batch_size": "train.batch_size",
         "gradient_accumulation_steps": "train.batch_size",
-        "auto_find_batch_size": "train.micro_batch_tokens",
         "do_sample": "generation.temperature",
         "output_dir": "output",
         "run_name": "name",
@@ -41,6 +42,10 @@ TOOLS: dict[str, dict[str, str]] = {
         "base_model_name_or_path": "base.model",
         "use_dora": "adapter.method",
         "use_rslora": "adapter.method",
+        "init_lora_weights": "adapter.method",
+        "loftq_config": "adapter.method",
+        "eva_config": "adapter.method",
+        "layers_to_transform": "adapter.target_modules",
     },
     "Axolotl": {
         "base_model": "base.model",
@@ -59,10 +64,12 @@ TOOLS: dict[str, dict[str, str]] = {
         "lora_target_linear": "adapter.target_modules",
         "peft_use_dora": "adapter.method",
         "peft_use_rslora": "adapter.method",
+        "peft_init_lora_weights": "adapter.method",
+        "loraplus_lr_ratio": "adapter.method",
+        "peft_layers_to_transform": "adapter.target_modules",
+        "lora_modules_to_save": "adapter.modules_to_save",
         "num_epochs": "train.epochs",
         "lr_scheduler": "train.schedule",
-        "warmup_ratio": "train.warmup",
-        "micro_batch_size": "train.micro_batch_tokens",
         "eval_max_new_tokens": "generation.max_new_tokens",
     },
     "LLaMA-Factory": {
@@ -78,6 +85,8 @@ TOOLS: dict[str, dict[str, str]] = {
         "finetuning_type": "adapter.method",
         "lora_rank": "adapter.r",
         "lora_target": "adapter.target_modules",
+        "pissa_init": "adapter.method",
+        "additional_target": "adapter.modules_to_save",
     },
     "torchtune": {
         "checkpoint_dir": "base.model",
@@ -89,7 +98,6 @@ TOOLS: dict[str, dict[str, str]] = {
         "apply_lora_to_mlp": "adapter.target_modules",
         "max_steps_per_epoch": "train.max_steps",
         "lr": "train.learning_rate",
-        "num_warmup_steps": "train.warmup",
     },
     "LitGPT": {
         "quantize": "base.quantization",
@@ -102,8 +110,6 @@ TOOLS: dict[str, dict[str, str]] = {
         "lora_value": "adapter.target_modules",
         "lora_projection": "adapter.target_modules",
         "lora_mlp": "adapter.target_modules",
-        "lr_warmup_steps": "train.warmup",
-        "lr_warmup_fraction": "train.warmup",
         "global_batch_size": "train.batch_size",
         "out_dir": "output",
     },
@@ -114,6 +120,7 @@ TOOLS: dict[str, dict[str, str]] = {
         "chat_feature": "data.columns",
         "text_feature": "data.columns",
         "fine_tune_type": "adapter.method",
+        "num_layers": "adapter.target_modules",
         "lora_parameters": "adapter",
         "rank": "adapter.r",
         "scale": "adapter.alpha",
@@ -127,9 +134,10 @@ TOOLS: dict[str, dict[str, str]] = {
 SYNONYMS: dict[str, str] = {name: key for names in TOOLS.values() for name, key in names.items()}
 
 _METHOD = "write dora or rslora there"
+_START = "write pissa, olora, eva or loftq there"
+_SOME_LAYERS = "write layers.20-29 there, or layers.20-29.q_proj"
 _EXAMPLES = "examples per optimizer step, over all processes; accumulation follows from it"
 _UNCUT = "nothing is cut: longer examples are an error, or dropped and counted"
-_SHARE = "a share of the steps, not their number"
 # Where the value changes with the name.
 NOTES: dict[str, str] = {
     "load_in_4bit": "write nf4 there",
@@ -143,17 +151,20 @@ NOTES: dict[str, str] = {
     "use_rslora": _METHOD,
     "peft_use_dora": _METHOD,
     "peft_use_rslora": _METHOD,
+    **dict.fromkeys(("init_lora_weights", "peft_init_lora_weights", "pissa_init"), _START),
+    "loftq_config": "write loftq there",
+    "eva_config": "write eva there",
+    "loraplus_lr_ratio": "write lora+ there, which is a ratio of 16",
+    "neftune_noise_alpha": "write neftune there, which is an alpha of 5",
+    **dict.fromkeys(("layers_to_transform", "peft_layers_to_transform", "num_layers"), _SOME_LAYERS),
+    "optim": "adamw, adamw_8bit or paged_adamw_8bit",
+    "early_stopping_patience": "epochs without a fall of the held-out loss",
     "lora_target_linear": "all-linear is the default",
     "apply_lora_to_mlp": "all-linear is the default",
     "lora_mlp": "all-linear is the default",
     "scale": "alpha is scale times r",
     "gradient_accumulation_steps": _EXAMPLES,
     "per_device_train_batch_size": _EXAMPLES,
-    "micro_batch_size": "tokens per forward pass, which sets the memory and never the result",
-    "auto_find_batch_size": "tokens per forward pass, which sets the memory and never the result",
-    "warmup_steps": _SHARE,
-    "num_warmup_steps": _SHARE,
-    "lr_warmup_steps": _SHARE,
     "iters": "optimizer steps, not micro-batches",
     "max_steps_per_epoch": "of the whole run",
     "do_sample": "0 is greedy",
@@ -165,14 +176,16 @@ NOTES: dict[str, str] = {
 
 _PACKED = "examples are always packed and never see each other"
 _COMPLETIONS = "only completions are trained, and everything in format text"
-_RECOMPUTE = "activations are kept; lower train.micro_batch_tokens where memory is short"
+_RECOMPUTE = "the memory planner chooses, and recomputes layers only where memory is short"
+_MICRO = "the memory planner chooses how a step is cut into micro-batches, which never changes the result"
 _ATTENTION = "PyTorch's own attention is used, example by example"
-_OPTIMIZER = "the optimizer is fused AdamW with its usual settings"
-_PARTS = "only the adapter's matrices on linear layers are trained"
+_OPTIMIZER = "train.optimizer names AdamW with its usual settings, in 32 or 8 bits"
+_PARTS = "the adapter's matrices are trained, and what adapter.modules_to_save names"
+_WARMUP = "the learning rate always rises over the first 3% of the steps"
 _LOSS = "the loss already goes through the output head in chunks, for trained tokens only"
 _SHARDS = "each process holds the whole frozen base, in 4 bits; it is not sharded"
 _LATER = "the held-out loss is measured after every epoch, and `finetune eval` measures everything else"
-_WHOLE = "a run trains all its epochs; the held-out loss after each of them is in log.jsonl"
+_BEST = "with train.patience the best adapter is kept, without it the last one"
 _LOGS = "every step is logged to log.jsonl"
 _RESUME = "a run goes on by itself where it was interrupted; `finetune train --fresh` starts over"
 _CHECKPOINTS = "one is kept, for resuming alone; `finetune train --checkpoint-every STEPS` says how often it is written"
@@ -181,7 +194,6 @@ _DEVICE = "the GPU is used if there is one, else the CPU; CUDA_VISIBLE_DEVICES= 
 _CLIPPED = "gradients are always clipped at an L2 norm of 1.0"
 _LAUNCH = "the number of processes is chosen by accelerate launch and never changes the result"
 _TEMPLATE = "the base model's own chat template is used"
-_INIT = "adapters start the usual way, A random and B zero"
 _READ = "reading and tokenising rows needs no settings"
 # A well-known key of another tool -> why there is none here.
 ABSENT: dict[str, str] = {
@@ -201,6 +213,9 @@ ABSENT: dict[str, str] = {
     "completion_only_loss": _COMPLETIONS,
     "assistant_only_loss": _COMPLETIONS,
     "train_on_responses_only": _COMPLETIONS,
+    **dict.fromkeys(
+        ("micro_batch_size", "micro_batch_tokens", "auto_find_batch_size", "train_micro_batch_size_per_gpu"), _MICRO
+    ),
     "gradient_checkpointing": _RECOMPUTE,
     "gradient_checkpointing_kwargs": _RECOMPUTE,
     "disable_gradient_checkpointing": _RECOMPUTE,
@@ -216,13 +231,13 @@ ABSENT: dict[str, str] = {
     "double_quantization": "double quantisation is always on",
     **dict.fromkeys(("max_grad_norm", "clip_grad_norm", "max_norm"), _CLIPPED),
     "weight_decay": "LoRA matrices need none: it is always 0",
-    "optim": _OPTIMIZER,
-    "optimizer": _OPTIMIZER,
     "optim_args": _OPTIMIZER,
     "optimizer_config": _OPTIMIZER,
     "adam_beta1": _OPTIMIZER,
     "adam_beta2": _OPTIMIZER,
     "adam_epsilon": _OPTIMIZER,
+    **dict.fromkeys(("warmup", "warmup_steps", "warmup_ratio", "num_warmup_steps"), _WARMUP),
+    **dict.fromkeys(("lr_warmup_steps", "lr_warmup_fraction"), _WARMUP),
     "lr_scheduler_kwargs": "train.schedule names all there is: a warm-up, then cosine, linear or constant",
     "min_lr": "train.schedule names all there is: a warm-up, then cosine, linear or constant",
     "flash_attention": _ATTENTION,
@@ -244,8 +259,7 @@ ABSENT: dict[str, str] = {
     "eval_steps": _LATER,
     "evals_per_epoch": _LATER,
     "steps_per_eval": _LATER,
-    "load_best_model_at_end": _WHOLE,
-    "early_stopping_patience": _WHOLE,
+    "load_best_model_at_end": _BEST,
     "logging_steps": _LOGS,
     "log_every_n_steps": _LOGS,
     "log_interval": _LOGS,
@@ -264,31 +278,21 @@ ABSENT: dict[str, str] = {
     "dataloader_num_workers": _READ,
     "dataset_prepared_path": _READ,
     "shuffle": "the order of rows follows from seed and step, so that a resumed run needs no state of it",
-    "neftune_noise_alpha": "training sees the embeddings that inference sees, without noise",
     "label_smoothing_factor": "the loss is the plain negative log-likelihood that the report measures",
-    "loraplus_lr_ratio": "both matrices of an adapter share one learning rate",
-    "loraplus_lr_embedding": _PARTS,
-    "init_lora_weights": _INIT,
-    "peft_init_lora_weights": _INIT,
-    "pissa_init": _INIT,
-    "loftq_config": _INIT,
-    "modules_to_save": _PARTS,
-    "lora_modules_to_save": _PARTS,
-    "additional_target": _PARTS,
+    "loraplus_lr_embedding": "embeddings have no adapter, and lora+ sets the rate of the matrices B alone",
     "bias": _PARTS,
     "lora_bias": _PARTS,
     "lora_head": _PARTS,
     "apply_lora_to_output": _PARTS,
-    "layers_to_transform": "every layer gets an adapter; adapter.target_modules chooses kinds of layers",
-    "num_layers": "every layer gets an adapter; adapter.target_modules chooses kinds of layers",
     "rank_pattern": "every layer gets the same rank, adapter.r",
     "alpha_pattern": "every layer gets the same strength, adapter.alpha",
     "chat_template": _TEMPLATE,
     "chat_template_path": _TEMPLATE,
     "template": _TEMPLATE,
     "prompt_style": _TEMPLATE,
-    "special_tokens": "the tokenizer of the base stays as it is, and so do its embeddings",
+    "special_tokens": "the tokenizer of the base stays as it is; adapter.modules_to_save trains embeddings it has",
     "max_samples": "all rows are used; train.max_steps ends a run sooner",
+    "top_p": "an evaluation samples from all tokens; chat and generate have --top-p",
     "stop": "an evaluation answers up to the model's own end of turn; chat and generate have --stop",
     "frequency_penalty": "an evaluation measures the model as it is; chat and generate have --frequency-penalty",
     "presence_penalty": "an evaluation measures the model as it is; chat and generate have --presence-penalty",

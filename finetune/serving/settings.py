@@ -11,6 +11,7 @@ from finetune.recipe.schema import Text
 class SamplingSettings(GenerationSection):
     """The recipe's settings and the options of chat and generate."""
 
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="sample from the smallest set with this probability")
     stop: tuple[Text, ...] = Field((), description="strings that end an answer (not part of it)")
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="per earlier occurrence in the answer")
     presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="once a token occurs in the answer")

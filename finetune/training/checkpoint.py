@@ -15,6 +15,8 @@ from torch import Tensor
 
 from finetune.errors import AdapterError
 from finetune.files import recover_folder, replace_folder, sha256_file
+from finetune.training.optimizer import restore_state, state_tensors
+from finetune.training.stopping import Best, trained
 from finetune.training.telemetry import LogEntry, read_log, write_log
 
 _STATE, _PROGRESS, _LOG, _MANIFEST = "state.safetensors", "progress.json", "log.jsonl", "manifest.json"
@@ -29,30 +31,29 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Restored:
+class RunState:
+    """What a run knows beside model and optimizer."""
+
     progress: Progress
     log: list[LogEntry]
+    best: Best
 
 
 def save_checkpoint(
-    folder: Path,
-    key: Mapping[str, str],
-    model: PeftModel,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    log: list[LogEntry],
+    folder: Path, key: Mapping[str, str], model: PeftModel, optimizer: torch.optim.Optimizer, state: RunState
 ) -> None:
-    """Write adapter, optimizer, random state, progress and log; `key` says of which run."""
-    tensors = {f"adapter.{n}": p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v.contiguous() for k, v in state.items()}
+    """Write adapter, optimizer, random state, progress, log and the best adapter; `key` says of which run."""
+    tensors = {f"adapter.{name}": p.detach().contiguous() for name, p in trained(model)}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in state_tensors(optimizer).items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.tensors.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
     with replace_folder(folder) as fresh:
         save_file(tensors, fresh / _STATE)
-        (fresh / _PROGRESS).write_text(json.dumps({"key": dict(key), **asdict(progress)}))
-        write_log(fresh / _LOG, log)
+        progress = {"key": dict(key), "heldout": state.best.losses, **asdict(state.progress)}
+        (fresh / _PROGRESS).write_text(json.dumps(progress))
+        write_log(fresh / _LOG, state.log)
         digests = {name: sha256_file(fresh / name) for name in (_STATE, _PROGRESS, _LOG)}
         (fresh / _MANIFEST).write_text(json.dumps(digests))
 
@@ -81,7 +82,9 @@ def check_key(folder: Path, key: Mapping[str, str]) -> None:
         )
 
 
-def load_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> Restored:
+def load_checkpoint(
+    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, patience: int | None = None
+) -> RunState:
     """Put model, optimizer and random state back; `check_key` comes first. Raises AdapterError."""
     try:
         tensors = load_file(folder / _STATE)
@@ -90,24 +93,19 @@ def load_checkpoint(folder: Path, model: PeftModel, optimizer: torch.optim.Optim
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"checkpoint cannot be read ({error})", where=str(folder), fix=_FRESH) from None
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(tensors[f"adapter.{name}"])
-    _load_optimizer(optimizer, tensors)
+        for name, parameter in trained(model):
+            parameter.copy_(tensors[f"adapter.{name}"])
+    restore_state(optimizer, _part(tensors, "optimizer."))
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])
     del saved["key"]
-    return Restored(Progress(**saved), log)
+    best = Best(patience, [(int(step), loss) for step, loss in saved.pop("heldout")], _part(tensors, "best."))
+    return RunState(Progress(**saved), log, best)
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 _FRESH = "run with --fresh to start over"

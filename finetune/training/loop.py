@@ -5,26 +5,31 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from peft import PeftModel
 from torch import Tensor
 
-from finetune.data.batches import TrainingRows, pack, share_out, trained_tokens
+from finetune.data.batches import TrainingRows
 from finetune.data.encoding import Encoded
 from finetune.errors import Interrupted, TrainingError
-from finetune.model.attention import packed_attention
 from finetune.model.base import Base, assert_trainable_through
 from finetune.model.lora import trained_parameters
 from finetune.recipe import TrainSection
-from finetune.training.checkpoint import Progress, check_key, has_checkpoint, load_checkpoint, save_checkpoint
-from finetune.training.loss import output_head, trained_nll
+from finetune.training.accumulate import Accumulator, Ahead, Step
+from finetune.training.budget import SCORING_TOKENS, MemoryPlan
+from finetune.training.checkpoint import Progress, RunState, check_key, has_checkpoint, load_checkpoint, save_checkpoint
+from finetune.training.noise import EmbeddingNoise
+from finetune.training.optimizer import apply_step, learning_rate, make_optimizer
 from finetune.training.scoring import score_rows
+from finetune.training.signals import collect_signals
+from finetune.training.stopping import Best, check_heldout
 from finetune.training.telemetry import (
     Emit,
     HeldoutEvent,
@@ -53,6 +58,8 @@ class TrainingJob:
     checkpoint: Path  # folder to resume from
     checkpoint_every: int  # optimizer steps
     key: Mapping[str, str]  # what makes a checkpoint this run's
+    plan: MemoryPlan  # how a step is cut into micro-batches
+    methods: tuple[str, ...] = ()  # of the adapter: lora+ and neftune are the loop's part
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,6 +76,7 @@ class TrainResult:
     progress: Progress
     log: list[LogEntry]
     peak_memory_bytes: int
+    kept_step: int | None = None  # with early stopping: the step whose adapter was kept
 
 
 @dataclass
@@ -90,68 +98,70 @@ def train(job: TrainingJob, accelerator: Accelerator, emit: Emit) -> TrainResult
     return _Loop(job, accelerator, emit).run()
 
 
-def learning_rate(step: int, steps: int, section: TrainSection) -> float:
-    """Rate of the step with this index: linear warm-up, then cosine, linear or constant."""
-    warmup = max(1, round(section.warmup * steps))
-    if step < warmup:
-        return section.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    factors = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
-    return section.learning_rate * factors[section.schedule]
-
-
 class _Loop:
     def __init__(self, job: TrainingJob, accelerator: Accelerator, emit: Emit) -> None:
         self.job, self.accelerator, self.emit = job, accelerator, emit
         self.parameters = trained_parameters(job.model)
         self.inner = job.base.model
-        self.head = output_head(self.inner)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=job.section.learning_rate, weight_decay=0.0, fused=True)
-        self.progress, self.log = Progress(), list[LogEntry]()
+        self.accumulator = Accumulator(job.base, self.parameters, job.plan, accelerator, emit)
+        # On a CPU packing takes a thousandth of a step, and a thread would take it from the same cores.
+        self.ahead = Ahead(self._prepared, job.steps) if job.base.device.type == "cuda" else None
+        self.optimizer = make_optimizer(job.model, job.section, job.methods)
+        self.noise = EmbeddingNoise(job.seed) if "neftune" in job.methods else None
+        self.progress, self.log, self.best = Progress(), list[LogEntry](), Best(job.section.patience)
         self.pending: list[_Pending] = []
         self.sync_every = SYNC_EVERY if job.base.device.type == "cuda" else 1
         self.order: tuple[int, Sequence[int]] = (-1, ())
 
     def run(self) -> TrainResult:
         assert_trainable_through(self.inner)
+        check_heldout(self.job.section.patience, len(self.job.heldout))
         self._resume()
+        if self.accelerator.num_processes > 1:  # a start that comes from an SVD may differ from machine to machine
+            broadcast([parameter.data for parameter in self.parameters])
         meter = Meter(self.progress.seconds)
         self.job.model.train()
-        with _signals() as received:
-            while self.progress.step < self.job.steps:
+        noise = self.noise.on(self.inner) if self.noise else nullcontext()
+        with collect_signals() as received, closing(self), noise:
+            while self.progress.step < self.job.steps and not self.best.done:
                 stopped_by = self._step(meter, received)
                 if stopped_by:
                     self._interrupt(stopped_by)
                 if self.progress.step % self.job.checkpoint_every == 0:
                     self._checkpoint()
         assert_trainable_through(self.inner)
-        return TrainResult(self.progress, self.log, peak_memory_bytes(self.job.base.device))
+        self._keep_best()
+        return TrainResult(self.progress, self.log, peak_memory_bytes(self.job.base.device), self.best.step)
 
     def _resume(self) -> None:
         if not has_checkpoint(self.job.checkpoint):
             return
         check_key(self.job.checkpoint, self.job.key)
-        restored = load_checkpoint(self.job.checkpoint, self.job.model, self.optimizer)
-        self.progress, self.log = restored.progress, restored.log
+        restored = load_checkpoint(self.job.checkpoint, self.job.model, self.optimizer, self.job.section.patience)
+        self.progress, self.log, self.best = restored.progress, restored.log, restored.best
         self.emit(NoticeEvent(f"resuming at step {self.progress.step} of {self.job.steps} from {self.job.checkpoint}"))
 
     def _step(self, meter: Meter, received: list[int]) -> int:
         """Do one optimizer step; return the signal that asks to stop, or 0."""
-        batch = self._batch(self.progress.step)
-        count = trained_tokens(batch)
-        loss = self._accumulate(batch, count)
+        step = (self.ahead or self._prepared)(self.progress.step)
+        if self.noise:
+            self.noise.step = self.progress.step
+        loss = self.accumulator.add(step)
         stop = self._reduce(loss, received)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM, foreach=True)
         rate = learning_rate(self.progress.step, self.job.steps, self.job.section)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # The fused kernel skips the update where this is 1: bad gradients are never applied,
-        # and nobody has to wait for the device to know.
-        self.optimizer.found_inf = (~(norm.isfinite() & loss.isfinite())).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=False)
-        self._note(batch, count, (loss, norm), rate, meter)
+        apply_step(self.optimizer, rate, norm.isfinite() & loss.isfinite())
+        self._note(step.batch, step.count, (loss, norm), rate, meter)
         return stop
+
+    def close(self) -> None:
+        """End what runs beside the loop, and leave the model as it was."""
+        if self.ahead is not None:
+            self.ahead.close()
+        self.accumulator.close()
+
+    def _prepared(self, step: int) -> Step:
+        return self.accumulator.collate(self._batch(step))
 
     def _batch(self, step: int) -> list[Encoded]:
         epoch, position = divmod(step, self.job.steps_per_epoch)
@@ -159,17 +169,6 @@ class _Loop:
             self.order = (epoch, self.job.rows.epoch(epoch, self.job.seed))
         size = self.job.section.batch_size
         return self.job.rows.take(self.order[1][position * size : (position + 1) * size])
-
-    def _accumulate(self, batch: Sequence[Encoded], count: int) -> Tensor:
-        """Add the gradients of this process's share; return its part of the step's mean loss."""
-        mine = share_out(batch, self.accelerator.num_processes)[self.accelerator.process_index]
-        loss = torch.zeros((), device=self.job.base.device)
-        with packed_attention(self.inner):
-            for micro in pack(mine, self.job.section.micro_batch_tokens, isolate=self.job.base.packs):
-                part = trained_nll(self.inner, self.head, micro.to(self.job.base.device), count)
-                part.backward()
-                loss += part.detach()
-        return loss
 
     def _reduce(self, loss: Tensor, received: list[int]) -> int:
         """Sum gradients, loss and the wish to stop over the processes, in one transfer."""
@@ -237,12 +236,25 @@ class _Loop:
         self.pending.clear()
 
     def _score_heldout(self) -> None:
-        if not self.accelerator.is_main_process:
+        loss = torch.zeros((), dtype=torch.float64, device=self.job.base.device)
+        if self.accelerator.is_main_process:
+            scores = score_rows(self.inner, self.job.heldout, SCORING_TOKENS, isolate=self.job.base.packs)
+            loss += sum(s.nll for s in scores) / max(1, sum(s.tokens for s in scores))
+            self._report(HeldoutEvent(self.progress.step, float(loss)))
+        if self.best.patience is not None:  # whether to go on is decided by the same number everywhere
+            if self.accelerator.num_processes > 1:
+                loss = self.accelerator.reduce(loss, reduction="sum")
+            self.best.note(self.progress.step, float(loss), self.job.model)
+
+    def _keep_best(self) -> None:
+        """With early stopping, make the best adapter the run's, and say which it is."""
+        if self.best.step is None:
             return
-        budget = self.job.section.micro_batch_tokens
-        scores = score_rows(self.inner, self.job.heldout, budget, isolate=self.job.base.packs)
-        mean = sum(s.nll for s in scores) / max(1, sum(s.tokens for s in scores))
-        self._report(HeldoutEvent(self.progress.step, mean))
+        self.best.put_back(self.job.model)
+        epoch, loss = self.best.step / self.job.steps_per_epoch, dict(self.best.losses)[self.best.step]
+        stopped = f"stopped after step {self.progress.step} of {self.job.steps}; " if self.best.done else ""
+        kept = f"the adapter of epoch {epoch:g} (step {self.best.step}) is kept, held-out loss {loss:.4f}"
+        self.emit(NoticeEvent(stopped + kept))
 
     def _report(self, event: StepEvent | HeldoutEvent) -> None:
         entry = log_entry(event)
@@ -253,7 +265,8 @@ class _Loop:
 
     def _checkpoint(self) -> None:
         if self.accelerator.is_main_process:
-            save_checkpoint(self.job.checkpoint, self.job.key, self.job.model, self.optimizer, self.progress, self.log)
+            state = RunState(self.progress, self.log, self.best)
+            save_checkpoint(self.job.checkpoint, self.job.key, self.job.model, self.optimizer, state)
         self.accelerator.wait_for_everyone()
 
     def _interrupt(self, signal_number: int) -> None:
@@ -265,26 +278,3 @@ class _Loop:
             f"everything so far is in {self.job.checkpoint}",
             fix="run the same command again to go on from there",
         )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying in the middle of a step; a second one kills."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in before:
-            signal.signal(number, note)
-    except ValueError:  # not in the main thread: the caller handles signals
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -24,7 +24,7 @@ from tests.evaluation.builders import Texts, an_evaluation, prompts
 CONDITIONS = {
     "base.model": "tiny", "base.quantization": "nf4", "base.dtype": "auto", "base's config": "c1",
     "base's tokenizer": "t1", "base's chat_template": "p1", "base's weights": "w1", "seed": "0",
-    "generation.temperature": "0.0", "generation.top_p": "1.0", "generation.max_new_tokens": "64",
+    "generation.temperature": "0.0", "generation.max_new_tokens": "64",
     "data.system": "Be kind.", "held-out rows": "h1",
     "general rows": "g1",
 }  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from finetune.errors import RecipeError
 from finetune.recipe import load_recipe
 
-SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 REQUIRED = "name: pizza\nbase: {model: tiny}\ndata: {path: rows.jsonl}\n"
 
 

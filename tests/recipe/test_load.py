@@ -103,7 +103,7 @@ def test_a_bad_name_is_told_the_rule_in_words(tmp_path: Path, name: str) -> None
         ("data: {path: a, mix: true}", "true should be a list"),
         ("adapter: {alpha: .nan}", "nan should be"),
         ("seed: '1'", "'1' should be a whole number"),
-        ("generation: {top_p: 0}", "greater than 0"),
+        ("generation: {max_new_tokens: 0}", "greater than or equal to 1"),
         ("eval: {gates: {prompts.gain: {}}}", "give one of at_least, at_most"),
         ("eval: {gates: {accuracy: {at_least: 1}}}", "'accuracy' should be 'prompts.pass_rate'"),
         (f"output: [{'x, ' * 200}]", "..."),

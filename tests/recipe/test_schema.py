@@ -45,6 +45,8 @@ def test_keys_that_nobody_needs_in_a_recipe_are_gone(tmp_path: Path) -> None:
         ("base.device", "the GPU is used if there is one, else the CPU; CUDA_VISIBLE_DEVICES= (empty) hides the GPU"),
         ("train.checkpoint_every", "`finetune train --checkpoint-every STEPS` says how often it is written"),
         ("train.trackers", "name them with `finetune train --tracker NAME`"),
+        ("train.warmup", "the learning rate always rises over the first 3% of the steps"),
+        ("generation.top_p", "an evaluation samples from all tokens; chat and generate have --top-p"),
         ("train.max_grad_norm", "gradients are always clipped at an L2 norm of 1.0"),
     ],
 )
@@ -140,6 +142,12 @@ CONTRADICTIONS = [
         "base.revision: 'v2' is a revision on the Hub, but base.model './m' is a local",
     ),
     ("base={model: a/b/c, revision: v2}", "base.revision: 'v2' is a revision on the Hub, but base.model 'a/b/c' is"),
+    ("adapter.method=[pissa, eva]", "adapter.method: 'pissa' and 'eva' each say how A and B begin; keep one of them"),
+    ("adapter.method=[lora, dora]", "adapter.method: 'lora' is the plain kind and 'dora' another; keep one of them"),
+    ("adapter.method=[dora, loftq]", "adapter.method: 'dora' begins with the magnitudes of the base, which 'loftq'"),
+    ("adapter.method=[lora+, lora+]", "adapter.method: 'lora+' stands there 2 times; once is enough"),
+    ("adapter.target_modules=[q_proj, layers.5-3]", "adapter.target_modules.1: 'layers.5-3' ends before it begins"),
+    ("adapter.target_modules=[layers.x]", "adapter.target_modules.0: 'layers.x' names no layers; write layers.20-29"),
     ("base.trust_remote_code=true", "base.trust_remote_code: true, but base.model 'tiny' is the built-in base"),
 ]
 
@@ -147,6 +155,11 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(("override", "words"), CONTRADICTIONS)
 def test_values_that_contradict_each_other_are_refused_with_both(tmp_path: Path, override: str, words: str) -> None:
     assert refusal(tmp_path, REQUIRED, override).startswith(f"override {override}: {words}")
+
+
+def test_loftq_is_for_a_quantised_base(tmp_path: Path) -> None:
+    message = refusal(tmp_path, REQUIRED, "adapter.method=[lora+, loftq]", "base.quantization=none")
+    assert "adapter.method: 'loftq' makes up for what 4 bits lose, but base.quantization is 'none'" in message
 
 
 def test_contradictions_are_told_together_each_at_its_key(tmp_path: Path) -> None:
@@ -166,6 +179,9 @@ def test_what_only_looks_contradictory_is_allowed(tmp_path: Path) -> None:
         ["base={model: ./m, trust_remote_code: true}"],
         ["base={model: tiny, revision: main}"],
         ["adapter.method=dora", "base.quantization=nf4"],
+        ["adapter.method=[rslora, dora, pissa, lora+, neftune]"],
+        ["adapter.method=loftq", "base.quantization=nf4"],
+        ["adapter.target_modules=[q_proj, layers.0, layers.3-3.up_proj]"],
         ["data.heldout=b", "eval.general=b"],
         ["data.mix=[{path: rows.jsonl, weight: 1, format: text}]"],
     ]

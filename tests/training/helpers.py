@@ -15,10 +15,12 @@ from finetune.data.examples import Example
 from finetune.model.base import Base
 from finetune.model.lora import attach
 from finetune.recipe import AdapterSection, TrainSection
+from finetune.training.budget import MemoryPlan
 from finetune.training.loop import TrainingJob, TrainResult, train
 from finetune.training.telemetry import Event
 
-SECTION = TrainSection(epochs=2.0, batch_size=8, learning_rate=5e-3, micro_batch_tokens=128)
+SECTION = TrainSection(epochs=2.0, batch_size=8, learning_rate=5e-3)
+PLAN = MemoryPlan(tokens=128)
 
 
 def encoded(base: Base, examples: Sequence[Example]) -> list[Encoded]:
@@ -33,8 +35,22 @@ def make_job(
     adapter: AdapterSection | None = None,
     checkpoint_every: int = 100,
 ) -> TrainingJob:
-    model = attach(base, adapter or AdapterSection(r=4, alpha=8.0), seed=0)
-    return TrainingJob(base, model, TrainingRows(rows), [], section, 0, checkpoint, checkpoint_every, {"run": "test"})
+    adapter = adapter or AdapterSection(r=4, alpha=8.0)
+    model = attach(base, adapter, 0, TrainingRows(rows))
+    key = {"run": "test"}
+    return TrainingJob(
+        base,
+        model,
+        TrainingRows(rows),
+        [],
+        section,
+        0,
+        checkpoint,
+        checkpoint_every,
+        key,
+        PLAN,
+        adapter.methods,
+    )
 
 
 def run(job: TrainingJob, events: list[Event] | None = None) -> TrainResult:

@@ -13,23 +13,24 @@ from finetune.errors import AdapterError, TrainingError
 from finetune.model.base import Base
 from finetune.recipe import TrainSection
 from finetune.training.checkpoint import check_key, has_checkpoint
-from finetune.training.loop import learning_rate
+from finetune.training.optimizer import learning_rate
 from finetune.training.telemetry import Event, StepEvent, smooth
 from tests.training.helpers import SECTION, encoded, make_job, run, weights
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    section = TrainSection(learning_rate=1.0, warmup=0.1, schedule="cosine")
-    rates = [learning_rate(step, 100, section) for step in range(100)]
-    assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
-    assert rates[10] == 1.0
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert rates[99] < 0.001
-    assert learning_rate(55, 100, section) == pytest.approx(0.5)
+    section = TrainSection(learning_rate=1.0, schedule="cosine")
+    rates = [learning_rate(step, 200, section) for step in range(200)]
+    assert rates[:6] == pytest.approx([(n + 1) / 6 for n in range(6)])  # 3 % of 200
+    assert rates[6] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[6:]))
+    assert rates[199] < 0.001
+    assert learning_rate(103, 200, section) == pytest.approx(0.5)
     linear = section.model_copy(update={"schedule": "linear"})
-    assert learning_rate(55, 100, linear) == pytest.approx(0.5)
+    assert learning_rate(103, 200, linear) == pytest.approx(0.5)
     constant = section.model_copy(update={"schedule": "constant"})
-    assert learning_rate(99, 100, constant) == 1.0
+    assert learning_rate(199, 200, constant) == 1.0
+    assert learning_rate(0, 5, section) == 1.0  # one step of warm-up at least
 
 
 def test_every_step_is_reported_and_the_loss_falls(base: Base, examples: tuple[Example, ...], tmp_path: Path) -> None:

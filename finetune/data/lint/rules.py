@@ -166,11 +166,6 @@ RULES: dict[str, Rule] = {
         "After fewer than about 20 steps an adapter has hardly moved from its start.",
         "Raise train.epochs or lower train.batch_size.",
     ),
-    "R004": Rule(
-        "warning", "micro-batch smaller than a row",
-        "A row longer than train.micro_batch_tokens is run alone and needs more memory than the setting promises.",
-        "Raise train.micro_batch_tokens to at least data.max_length.",
-    ),
     "R005": Rule(
         "warning", "unusual strength of the adapter",
         "alpha / r (rslora: alpha / sqrt(r)) multiplies all that the adapter does; common values: 0.5 to 4.",

@@ -1,0 +1,159 @@
+"""Optimizers: rates per group, states that can be put back, and gradients that are never applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.data.examples import Example
+from finetune.errors import DeviceError
+from finetune.model.base import Base
+from finetune.recipe import AdapterSection, TrainSection
+from finetune.training.optimizer import LORA_PLUS, apply_step, make_optimizer, restore_state, state_tensors
+from tests.conftest import MakeBase
+from tests.training.helpers import SECTION, encoded, make_job, run, weights
+
+SIZES = {"adamw": 64, "adamw_8bit": 8192}  # bitsandbytes keeps 32 bits below 4,096 numbers
+
+
+class Pair(nn.Module):
+    """Two matrices with the names of an adapter's."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(size, 1, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(1, size, bias=False)})
+        self.layer = nn.Module()
+
+
+class Model(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.pair = Pair(size)
+
+    @property
+    def both(self) -> tuple[nn.Parameter, nn.Parameter]:
+        a, b = self.parameters()
+        return a, b
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, *, finite: bool = True) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    apply_step(optimizer, 1e-3, torch.tensor(finite))
+
+
+def test_with_lora_plus_b_moves_sixteen_times_as_far_in_the_first_step() -> None:
+    model = Model(64)
+    before = [parameter.detach().clone() for parameter in model.both]
+    optimizer = make_optimizer(model, TrainSection(), ["lora+"])
+    step(model, optimizer, 0)
+    # The first step of AdamW is the rate in every place, whatever the gradient.
+    moved = [float((p.detach() - old).abs().mean()) for p, old in zip(model.both, before, strict=True)]
+    assert moved == pytest.approx([1e-3, LORA_PLUS * 1e-3], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_state_that_is_put_back_goes_on_bit_for_bit(name: str) -> None:
+    section = TrainSection(optimizer=name)  # type: ignore[arg-type]
+    first, second = Model(SIZES[name]), Model(SIZES[name])
+    optimizer = make_optimizer(first, section, ["lora+"])
+    for seed in range(3):
+        step(first, optimizer, seed)
+    saved = state_tensors(optimizer)
+    assert {tensor.dtype for key, tensor in saved.items() if "state" in key} <= {torch.uint8}
+    second.load_state_dict(first.state_dict())
+    other = make_optimizer(second, section, ["lora+"])
+    restore_state(other, saved)
+    for seed in range(3, 6):
+        step(first, optimizer, seed)
+        step(second, other, seed)
+    for mine, theirs in zip(first.both, second.both, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_gradients_that_are_not_finite_are_never_applied(name: str) -> None:
+    model = Model(SIZES[name])
+    optimizer = make_optimizer(model, TrainSection(optimizer=name))  # type: ignore[arg-type]
+    step(model, optimizer, 0)
+    before = [parameter.detach().clone() for parameter in model.both]
+    model.both[0].grad = torch.full_like(model.both[0], float("nan"))
+    apply_step(optimizer, 1e-3, torch.tensor(False))
+    assert all(torch.equal(parameter, old) for parameter, old in zip(model.both, before, strict=True))
+    step(model, optimizer, 1)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.both)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+def test_the_frozen_half_of_a_start_in_the_weight_never_moves(
+    base: Base, examples: tuple[Example, ...], tmp_path: Path, optimizer: str
+) -> None:
+    """Blocks of 256 numbers with an 8-bit state in common hold numbers of both halves."""
+    adapter = AdapterSection(method="pissa", r=30, alpha=30.0)
+    section = SECTION.model_copy(update={"optimizer": optimizer})
+    job = make_job(base, encoded(base, examples), tmp_path / "none", section, adapter)
+    before = weights(job.model)
+    run(job)
+    for name, after in weights(job.model).items():
+        dim = 0 if "lora_A" in name else 1
+        moved, frozen = (after - before[name]).chunk(2, dim)
+        assert float(moved.abs().max()) > 0
+        assert bool((frozen == 0).all())
+
+
+def test_a_paged_optimizer_on_a_cpu_is_refused_before_training(
+    base: Base, examples: tuple[Example, ...], tmp_path: Path
+) -> None:
+    section = SECTION.model_copy(update={"optimizer": "paged_adamw_8bit"})
+    with pytest.raises(DeviceError, match=r"paged_adamw_8bit pages .* set train.optimizer to adamw_8bit or adamw"):
+        run(make_job(base, encoded(base, examples), tmp_path / "none", section))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "section"),
+    [
+        (AdapterSection(method="pissa", r=4, alpha=4.0), SECTION),
+        (AdapterSection(method="eva", r=4, alpha=8.0), SECTION),
+        (AdapterSection(method=("lora", "lora+", "neftune"), r=4, alpha=8.0), SECTION),
+        (AdapterSection(r=64, alpha=8.0), SECTION.model_copy(update={"optimizer": "adamw_8bit"})),
+        (AdapterSection(r=4, alpha=8.0, modules_to_save=("embed_tokens",)), SECTION),
+    ],
+    ids=["pissa", "eva", "lora+ neftune", "adamw_8bit", "modules_to_save"],
+)
+def test_an_interrupted_run_ends_with_the_adapter_of_a_whole_one(
+    make_base: MakeBase, examples: tuple[Example, ...], tmp_path: Path, adapter: AdapterSection, section: TrainSection
+) -> None:
+    found = []
+    for name, limits in (("whole", [None]), ("parts", [5, None])):
+        for limit in limits:
+            base = make_base()
+            job = make_job(base, encoded(base, examples), tmp_path / name, section, adapter, checkpoint_every=3)
+            try:
+                run(job, Until(limit))
+            except Stopped:
+                assert limit == 5
+        found.append(weights(job.model) | {n: p for n, p in job.model.named_parameters() if ".modules_to_save." in n})
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())
+
+
+class Stopped(Exception):
+    pass
+
+
+class Until(list[object]):
+    """Takes events, and ends the run at a step as a crash would."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__()
+        self.step = step
+
+    def append(self, event: object) -> None:
+        if getattr(event, "step", None) == self.step is not None:
+            raise Stopped
+        super().append(event)
