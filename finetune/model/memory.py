@@ -21,7 +21,8 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 MASTER, GRADIENT = 4, 4  # bytes per trained number, both in fp32
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes per trained number
 LONGEST_BLOCK = 384  # tokens: longer segments run through PyTorch's attention kernel, whose output is kept
-CPU_LOGITS, CHUNK = 1 << 21, 1024  # logits, and rows of logits, that exist at a time
+CHUNK = 1024  # rows of logits that exist at a time, at most
+CPU_LOGITS = 1 << 20  # logits that exist at a time on a CPU: 4 MiB in fp32, which its cache can hold
 _SHARED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # linears that read one and the same input
 
 

@@ -13,9 +13,7 @@ from transformers import PreTrainedModel
 from finetune.data.batches import IGNORED, MicroBatch
 from finetune.errors import ModelError
 from finetune.model.attention import ALIGN, aligned, hidden_states
-
-CHUNK = 1024  # rows of logits that exist at a time, at most
-CPU_LOGITS = 1 << 21  # logits that exist at a time on a CPU: 8 MiB in fp32, which its cache can hold
+from finetune.model.memory import CHUNK, CPU_LOGITS
 
 
 @dataclass(frozen=True)
