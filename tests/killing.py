@@ -112,6 +112,7 @@ def send(folder: Path, begun: Path, number: signal.Signals) -> int:
         sys.argv = ["finetune", "eval", str(folder / "recipe.yaml"), "--fresh"]
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         try:
             cli.main()
         except SystemExit as stop:
