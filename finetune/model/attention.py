@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from finetune.model.blocks import Segments, attend_in_blocks, causal_window
+from finetune.model.blocks import LONGEST, Segments, attend_in_blocks, causal_window
 
 NAME = "finetune_segments"
 ALIGN = 64  # on a CPU rows are padded to a multiple: oneDNN compiles a kernel for every new shape
@@ -60,10 +60,7 @@ def segment_attention(  # noqa: PLR0913 (the signature is transformers')
 def _one_by_one(  # noqa: PLR0913
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
-    """One call of the kernel per segment, without gradient: nothing is copied together and nothing padded.
-
-    On a CPU it takes 0.4 to 1 times as long as calls for stacked segments; those of up to 450 tokens gain most.
-    """
+    """One call of the kernel per segment, without gradient: nothing is copied together and nothing padded."""
     out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
     for start, end in segments:
         piece = _plain(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], scaling, dropout, window)
@@ -89,9 +86,10 @@ def _stack(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def _kernel_is_slow(q: Tensor, longest: int) -> bool:
-    """On a CPU PyTorch's kernel with its bf16 backward takes 3 to 5 times as long as blocks of plain matrix
-    products up to 128 tokens, 1.4 times at 256, and is the faster one from 512 on (benchmarks/attention.py)."""
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and longest <= 384
+    """On a CPU PyTorch's kernel with its bf16 backward takes 2.4 to 4.2 times as long as blocks of plain matrix
+    products up to 128 tokens, 1.2 times at 256, about as long at 512, and is faster beyond
+    (benchmarks/attention.py)."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and longest <= LONGEST
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor, scaling: float, dropout: float, window: int | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from finetune.data.batches import best_fit
 
+LONGEST = 384  # tokens of a segment: longer ones are faster in PyTorch's kernel
 CHUNK_ROWS = 256  # queries of a block whose scores exist at a time
 Segments = tuple[tuple[int, int], ...]  # (start, end) of each example in the row
 

@@ -16,7 +16,7 @@ from finetune.data.batches import TrainingRows
 from finetune.errors import AdapterError
 from finetune.model.base import Base, linear4bit_layers
 from finetune.model.fused import register_fused
-from finetune.model.methods import SUBTRACTED, drop_lean_forwards, initialise, moving, saved_names, train_in_full
+from finetune.model.methods import drop_lean_forwards, halves, initialise, moving, saved_names, train_in_full
 from finetune.recipe import AdapterSection
 from finetune.recipe.contradictions import LAYERS
 
@@ -40,12 +40,11 @@ def attach(base: Base, section: AdapterSection, seed: int, rows: TrainingRows | 
 
     `rows`: what is trained on, which EVA looks at. Raises AdapterError if the target modules match no linear layer.
     """
-    # PiSSA and OLoRA begin in a second, frozen half; alpha goes with it, so that the scale stays.
-    halves = 2 if set(section.methods) & set(SUBTRACTED) else 1
+    parts = halves(section)  # alpha goes with them, so that the scale stays
     rslora = "rslora" in section.methods
     config = LoraConfig(
-        r=halves * section.r,
-        lora_alpha=section.alpha * (math.sqrt(halves) if rslora else halves),  # type: ignore[arg-type]
+        r=parts * section.r,
+        lora_alpha=section.alpha * (math.sqrt(parts) if rslora else parts),  # type: ignore[arg-type]
         lora_dropout=section.dropout,
         target_modules=target_names(base.model, section.target_modules),
         use_rslora=rslora,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from finetune.model.attention import aligned
-from finetune.model.blocks import CHUNK_ROWS
+from finetune.model.blocks import CHUNK_ROWS, LONGEST
+from finetune.model.decoder import GATE_UP, QKV
 from finetune.model.shapes import LinearShape, ModelShape
 
 Precision = Literal["nf4", "int8", "none"]
@@ -20,10 +21,9 @@ Precision = Literal["nf4", "int8", "none"]
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 MASTER, GRADIENT = 4, 4  # bytes per trained number, both in fp32
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes per trained number
-LONGEST_BLOCK = 384  # tokens: longer segments run through PyTorch's attention kernel, whose output is kept
 CHUNK = 1024  # rows of logits that exist at a time, at most
 CPU_LOGITS = 1 << 20  # logits that exist at a time on a CPU: 4 MiB in fp32, which its cache can hold
-_SHARED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # linears that read one and the same input
+_SHARED = (QKV, GATE_UP)  # linears that read one and the same input
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Workload:
     @property
     def block(self) -> int:
         """Tokens of a block of attention, 0 where the kernel is used."""
-        in_blocks = self.cpu and self.width == 2 and self.longest <= LONGEST_BLOCK
+        in_blocks = self.cpu and self.width == 2 and self.longest <= LONGEST
         return -(-self.longest // 32) * 32 if in_blocks else 0
 
 

@@ -63,6 +63,11 @@ def initialise(model: PeftModel, base: Base, section: AdapterSection, rows: Trai
             _from_the_weight(layer, section, SUBTRACTED[start])
 
 
+def halves(section: AdapterSection) -> int:
+    """2 where A and B have a second, frozen half (PiSSA and OLoRA), else 1."""
+    return 2 if set(section.methods) & set(SUBTRACTED) else 1
+
+
 def moving(parameter: nn.Parameter) -> int:
     """How many numbers of a trained parameter ever move: half of them after PiSSA and OLoRA."""
     return parameter.numel() - (0 if (half := frozen_half(parameter)) is None else half.numel())

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune.model.hub import explain, hub_options, local_path
 from finetune.model.lora import target_names
-from finetune.model.methods import SUBTRACTED
+from finetune.model.methods import halves
 from finetune.recipe import AdapterSection, BaseSection
 
 
@@ -105,7 +105,7 @@ def shape_of(model: Any, adapter: AdapterSection) -> ModelShape:
 
 def rank(adapter: AdapterSection) -> int:
     """Rank of the matrices as they lie in memory: PiSSA and OLoRA have a second, frozen half."""
-    return adapter.r * (2 if set(adapter.methods) & set(SUBTRACTED) else 1)
+    return adapter.r * halves(adapter)
 
 
 def _layer(name: str) -> int:

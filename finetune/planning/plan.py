@@ -18,7 +18,8 @@ from finetune.planning.load import Load, measure_load, workload
 from finetune.recipe import Recipe
 from finetune.training.budget import HEADROOM, MemoryPlan, choose_plan, free_bytes
 
-UTILISATION = 0.5  # of the measured matmul rate that training reaches, roughly
+# Assumed share of the measured matmul rate; the true one depends on machine and rows (docs/performance.md).
+UTILISATION = 0.5
 _SIDE, _ROWS = 2048, 1024  # of the matrices that measure the rate
 
 

@@ -24,7 +24,7 @@ from finetune.model.memory import LATER, PER_STEP, Workload, estimate, saved_byt
 from finetune.model.shapes import ModelShape
 from finetune.training.loss import output_head, trained_nll
 
-CPU_TOKENS = 2048  # of a micro-batch on a CPU, at most: more brings no speed
+CPU_TOKENS = 2048  # of a micro-batch on a CPU, at most: more brings little speed
 SCORING_TOKENS = 4096  # of a forward pass that only scores
 ENOUGH_TOKENS = 1024  # below, a micro-batch wastes time; above, recomputing layers wastes more
 HEADROOM = {"cpu": 0.25, "cuda": 0.08}  # share of the free memory for others, fragmentation and libraries

@@ -104,7 +104,7 @@ class _Loop:
         self.parameters = trained_parameters(job.model)
         self.inner = job.base.model
         self.accumulator = Accumulator(job.base, self.parameters, job.plan, accelerator, emit)
-        # On a CPU packing takes a thousandth of a step, and a thread would take it from the same cores.
+        # On a CPU packing takes about a millisecond a step, and a thread would take it from the same cores.
         self.ahead = Ahead(self._prepared, job.steps) if job.base.device.type == "cuda" else None
         self.optimizer = make_optimizer(job.model, job.section, job.methods)
         self.noise = EmbeddingNoise(job.seed) if "neftune" in job.methods else None

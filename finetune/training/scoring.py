@@ -15,7 +15,7 @@ from finetune.journal import Journal
 from finetune.model.attention import packed_attention
 from finetune.training.loss import Head, output_head, row_nll, trained_rows
 
-CPU_TOKENS = 1024  # of a packed row on a CPU: 2,048 take up to 1.5 times the memory and are some 15 % faster
+CPU_TOKENS = 1024  # of a packed row on a CPU: 2,048 take more memory (docs/evaluation.md)
 
 
 class RowScore(NamedTuple):
