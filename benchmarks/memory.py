@@ -76,7 +76,8 @@ def measure(name: str) -> dict[str, Any]:
     from finetune.model.shapes import shape_of
     from finetune.recipe import AdapterSection, BaseSection, TrainSection
     from finetune.training.budget import MemoryPlan
-    from finetune.training.loop import TrainingJob, train
+    from finetune.training.loop import train
+    from finetune.training.run import TrainingJob
 
     shape, quantization, r, tokens, lengths, recompute = CONFIGURATIONS[name]
     device, adapter = pick_device(), AdapterSection(r=r, alpha=2.0 * r)

@@ -27,7 +27,7 @@ from finetune.model import attention, lora
 from finetune.model.base import Base, load_base
 from finetune.recipe import BaseSection, DataSection, Recipe, TrainSection
 from finetune.training import accumulate, loop
-from finetune.training.loop import TrainingJob
+from finetune.training.run import TrainingJob
 from finetune.training.telemetry import Event, StepEvent
 
 

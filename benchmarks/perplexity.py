@@ -52,7 +52,7 @@ BATCH, WARM_UP, BUDGET = 8, 4, 4096  # rows; rows; tokens: the default of train.
 PLAIN = "plain"  # finetune with the model that evaluate loads: no quantisation, no adapter, one pass
 ROWS = {  # at least one full batch of Trainer's for the long ones
     "tiny": {"pairs": 768, "long-prompts": 48, "chats": 48},
-    "smollm2-135m-shape": {"pairs": 64, "long-prompts": 8, "chats": 8},
+    "smollm2-135m-shape": {"pairs": 128, "long-prompts": 8, "chats": 8},
 }
 PRECISIONS = {"nf4": ("nf4", "bfloat16"), "fp32": ("none", "float32")}
 
@@ -154,18 +154,20 @@ def run_one(options: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     base, model = load(options)
     measure = CONTENDERS[options.run](base, model, options)
-    mixes = {mix: workloads.encoded(mix, count, base.template) for mix, count in ROWS[options.shapes[0]].items()}
+    counts = ROWS[options.shapes[0]]
+    mixes = {mix: workloads.encoded(mix, counts[mix], base.template) for mix in options.mixes}
+    first = mixes[options.mixes[0]][:1]
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     resident = _status("VmRSS")
-    loads = _timed(lambda: measure(mixes["pairs"][:1]))[0] if options.run == "evaluate" else 0.0
+    loads = _timed(lambda: measure(first))[0] if options.run == "evaluate" else 0.0
     copy = sum(p.numel() for p in base.model.get_input_embeddings().parameters()) if options.run == "evaluate" else 0
     copy = 2 * (copy + _linear_weights(base)) if copy else 0
     found = {}
     for mix, rows in mixes.items():
         measure(rows[:WARM_UP])
         if options.run == "evaluate":  # it loads the model within its call: the least time of that is taken off
-            loads = min(loads, _timed(lambda: measure(mixes["pairs"][:1]))[0])
+            loads = min(loads, _timed(lambda: measure(first))[0])
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
         seconds, outcome = _timed(lambda rows=rows: measure(rows))
@@ -213,6 +215,7 @@ def measure_in_turn(options: argparse.Namespace, shape: str, folder: str) -> dic
     found: dict[str, list[Round]] = {name: [] for name in names}
     workloads.model_folder(shape, Path(folder))
     settings = ["--folder", folder, "--shapes", shape, "--precision", options.precision]
+    settings += ["--mixes", *options.mixes]
     settings += ["--metric", str(options.metric)] if options.metric else []
     for _ in range(options.rounds):
         for name, results in found.items():
@@ -236,6 +239,7 @@ def summary(found: dict[str, list[Round]], mix: str) -> dict[str, object]:
         table[name] = {
             **row,
             "tokens_per_s_of_each_round": [run[mix]["tokens_per_s"] for run in found[name]],
+            "peak_mib_of_each_round": [run[mix]["peak_mib"] for run in found[name]],
             "finetune_is_times_as_fast": ours["tokens_per_s"] / row["tokens_per_s"],
             "finetune_takes_of_its_memory": ours["peak_mib"] / row["peak_mib"],
             "perplexity_against_finetune": row["perplexity"] / ours["perplexity"] - 1,
@@ -261,6 +265,7 @@ def main() -> None:
     """Print the table; write it as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=workloads.SHAPES, default=list(workloads.SHAPES))
+    parser.add_argument("--mixes", nargs="+", choices=list(workloads.MIXES), default=list(workloads.MIXES))
     parser.add_argument("--precision", choices=list(PRECISIONS), default="nf4", help="nf4: with bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--metric", type=Path, help="the perplexity script of the evaluate library")
@@ -275,7 +280,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for shape in options.shapes:
             found = measure_in_turn(options, shape, folder)
-            results[shape] = {mix: summary(found, mix) for mix in workloads.MIXES}
+            results[shape] = {mix: summary(found, mix) for mix in options.mixes}
             for mix, table in results[shape].items():
                 show(shape, mix, table)
     if options.output:

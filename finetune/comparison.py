@@ -43,10 +43,10 @@ from finetune.evaluation.tasks import TaskScore, run_tasks
 from finetune.files import cache_folder, sha256_file
 from finetune.journal import Journal, open_journal
 from finetune.model.base import Base, weight_files
-from finetune.model.store import CONFIG, WEIGHTS, StoredAdapter
 from finetune.provenance import code_sha256, versions
 from finetune.recipe import BaseSection, Recipe
 from finetune.serving.assistant import Assistant
+from finetune.store.folders import CONFIG, WEIGHTS, StoredAdapter
 from finetune.training.budget import SCORING_TOKENS
 
 Tasks = Mapping[str, tuple[TaskScore, ...]]

@@ -10,9 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from peft import PeftModel
 
 from finetune.comparison import (
     answer_all,
@@ -24,29 +21,28 @@ from finetune.comparison import (
     score_all,
     window_of,
 )
-from finetune.data.batches import TrainingRows
 from finetune.data.dataset import Dataset, Rows, load_dataset, load_rows
 from finetune.data.examples import ANY_LENGTH, general_source
-from finetune.errors import AdapterError, FinetuneError, RecipeError
+from finetune.errors import AdapterError, FinetuneError
 from finetune.evaluation.folder import is_report, read_evaluation, write_report
 from finetune.evaluation.gates import apply_gates, gates_of
 from finetune.evaluation.report import Evaluation, Report
 from finetune.evaluation.suite import load_prompts, refuse_equal_answers
 from finetune.evaluation.tasks import check_tasks
 from finetune.files import atomic_write_text
+from finetune.jobs import RunOptions, check_together, make_jobs
 from finetune.model.base import Base, assert_trainable_through, load_base
 from finetune.model.device import make_accelerator, pick_device
-from finetune.model.lora import Parameters, attach, count_parameters
-from finetune.model.readme import render_readme
-from finetune.model.shapes import shape_of
-from finetune.model.store import CARD, Card, StoredAdapter, find_adapter, metrics_of, save_folder
+from finetune.model.lora import Parameters, count_parameters
 from finetune.model.tokenizer import load_chat_template
-from finetune.planning.load import measure_load, workload
 from finetune.recipe import EvalSection, Recipe, dump_recipe
-from finetune.records import card_of, heading_of, hyperparameters, run_key
-from finetune.training.budget import SCORING_TOKENS, plan_memory
-from finetune.training.loop import TrainingJob, TrainResult
-from finetune.training.loop import train as run_loop
+from finetune.records import card_of, described, heading_of
+from finetune.store.cards import RECIPE, steady_files
+from finetune.store.folders import CARD, Card, StoredAdapter, find_adapter, metrics_of, save_folder
+from finetune.store.readme import render_readme
+from finetune.training.budget import SCORING_TOKENS
+from finetune.training.loop import train_together as run_loop
+from finetune.training.run import TrainingJob, TrainResult
 from finetune.training.telemetry import Emit, Event, NoticeEvent, plot_loss, write_log
 
 
@@ -65,32 +61,46 @@ def train(
     from. `trackers`: accelerate's names, such as tensorboard. `memory`: bytes of the device that may be used;
     default: what is free. Raises FinetuneError; see finetune.errors.
     """
-    if checkpoint_every < 1:
-        raise FinetuneError(f"checkpoint_every is {checkpoint_every}", fix="give 1 step or more")
-    emit = emit or _silent
-    accelerator = make_accelerator(trackers, Path(recipe.output) / "trackers")
-    target = Path(recipe.output) / recipe.name
-    checkpoint = Path(recipe.output) / f"{recipe.name}.checkpoint"
-    _check_writable(target)
-    template = load_chat_template(recipe.base)
+    options = RunOptions(checkpoint_every, memory)
+    return train_together([recipe], options, emit=emit, fresh=fresh, trackers=trackers)[0]
+
+
+def train_together(
+    recipes: Sequence[Recipe],
+    options: RunOptions | None = None,
+    *,
+    emit: Emit | None = None,
+    fresh: bool = False,
+    trackers: Sequence[str] = (),
+) -> list[StoredAdapter]:
+    """Train the adapters of several recipes at once over one base, each as `train` would, and write their folders."""
+    options = options or RunOptions()
+    if options.checkpoint_every < 1:
+        raise FinetuneError(f"checkpoint_every is {options.checkpoint_every}", fix="give 1 step or more")
+    check_together(recipes)
+    emit, first = emit or _silent, recipes[0]
+    accelerator = make_accelerator(trackers, Path(first.output) / "trackers")
+    for recipe in recipes:
+        _check_writable(Path(recipe.output) / recipe.name)
+    template = load_chat_template(first.base)
     with accelerator.main_process_first():  # the others read what it has put into the cache
-        dataset = load_dataset(recipe.data, template)
-    base = load_base(recipe.base, accelerator.device, template)
-    job = _job(recipe, base, dataset, _Run(checkpoint, checkpoint_every, memory), emit)
+        datasets = [load_dataset(recipe.data, template) for recipe in recipes]
+    base = load_base(first.base, accelerator.device, template)
+    jobs = make_jobs(recipes, base, datasets, options, emit)
     if fresh and accelerator.is_main_process:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        for job in jobs.values():
+            shutil.rmtree(job.checkpoint, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("finetune", hyperparameters(recipe))
-    parameters = count_parameters(job.model)
-    emit(NoticeEvent(_describe(parameters, job)))
-    result = run_loop(job, accelerator, emit)
+    accelerator.init_trackers("finetune", described(recipes))
+    for job in jobs.values():
+        emit(NoticeEvent(_describe(count_parameters(job.model, job.adapter), job)))
+    results = run_loop(jobs, accelerator, emit)
     accelerator.end_training()
     if accelerator.is_main_process:
-        card = card_of(recipe, base, dataset, job, result, parameters)
-        save_folder(target, lambda folder: _write_adapter(folder, recipe, job.model, card, result))
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        for recipe, dataset, result in zip(recipes, datasets, results, strict=True):
+            _save(recipe, dataset, jobs[recipe.name], result)
     accelerator.wait_for_everyone()
-    return find_adapter(str(target))
+    return [find_adapter(str(Path(recipe.output) / recipe.name)) for recipe in recipes]
 
 
 def evaluate(  # noqa: PLR0913 (each is an option of finetune eval)
@@ -156,52 +166,6 @@ def _opponents(
     return adapters, {place: read_evaluation(place) for place in reports}
 
 
-class _Run(NamedTuple):
-    checkpoint: Path
-    every: int  # steps between checkpoints
-    memory: int | None  # bytes of the device that may be used
-
-
-def _job(recipe: Recipe, base: Base, dataset: Dataset, run: _Run, emit: Emit) -> TrainingJob:
-    limit = recipe.data.max_length
-    if base.max_positions is not None and limit > base.max_positions:
-        raise RecipeError(
-            f"data.max_length {limit} is more than the {base.max_positions} positions of {base.name}",
-            fix=f"set data.max_length to {base.max_positions} or less",
-        )
-    _report_dropped(dataset, limit, emit)
-    rows = TrainingRows(dataset.train, tuple((mixed.rows, mixed.weight) for mixed in dataset.mix))
-    if not base.packs:
-        emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: one example per row, which is slower"))
-    shape, load = shape_of(base.model, recipe.adapter), measure_load(recipe, dataset)
-    model = attach(base, recipe.adapter, recipe.seed, rows)
-    work = workload(recipe, load, cpu=base.device.type == "cpu")
-    plan = plan_memory(base, model, shape, work, load.step_tokens, run.memory)
-    emit(NoticeEvent(plan.describe()))
-    key = run_key(recipe, base, dataset)
-    return TrainingJob(
-        base,
-        model,
-        rows,
-        dataset.heldout,
-        recipe.train,
-        recipe.seed,
-        run.checkpoint,
-        run.every,
-        key,
-        plan,
-        recipe.adapter.methods,
-    )
-
-
-def _report_dropped(dataset: Dataset, limit: int, emit: Emit) -> None:
-    parts = [("training", dataset.train), ("held-out", dataset.heldout), *(("mixed-in", m.rows) for m in dataset.mix)]
-    for name, rows in parts:
-        if rows.dropped:
-            what = f"{rows.dropped} of {len(rows.tokens)} {name} rows"
-            emit(NoticeEvent(f"{what} exceed {limit} tokens and were dropped"))
-
-
 def _general_rows(section: EvalSection, base: Base, emit: Emit) -> Rows | None:
     if section.general is None:
         return None
@@ -212,16 +176,29 @@ def _general_rows(section: EvalSection, base: Base, emit: Emit) -> Rows | None:
     return rows
 
 
-def _write_adapter(folder: Path, recipe: Recipe, model: PeftModel, card: Card, result: TrainResult) -> None:
-    assert_trainable_through(model)
-    config = model.peft_config["default"]
+def _save(recipe: Recipe, dataset: Dataset, job: TrainingJob, result: TrainResult) -> None:
+    """Write the adapter's folder, and remove the checkpoint."""
+    card = card_of(recipe, job.base, dataset, job, result, count_parameters(job.model, job.adapter))
+    target = Path(recipe.output) / recipe.name
+    save_folder(target, lambda folder: _write_adapter(folder, recipe, job, card, result))
+    shutil.rmtree(job.checkpoint, ignore_errors=True)
+
+
+def _write_adapter(folder: Path, recipe: Recipe, job: TrainingJob, card: Card, result: TrainResult) -> None:
+    assert_trainable_through(job.base.model)
+    config = job.model.peft_config[job.adapter]
     config.base_model_name_or_path, config.revision = recipe.base.model, recipe.base.revision
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    job.model.save_pretrained(str(folder), selected_adapters=[job.adapter], save_embedding_layers=False)
+    if (own := folder / job.adapter).is_dir():  # where PEFT puts all but its default adapter
+        for file in own.iterdir():
+            file.rename(folder / file.name)
+        own.rmdir()
+    (folder / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
     (folder / "README.md").write_text(render_readme(card), encoding="utf-8")
     write_log(folder / "log.jsonl", result.log)
     plot_loss(result.log, folder / "loss.png", f"{recipe.name}: loss on {recipe.base.model}")
+    card = card.model_copy(update={"files": steady_files(folder)})
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def _publish_metrics(stored: StoredAdapter, report: Report) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from finetune.data.dataset import Dataset
 from finetune.evaluation.report import Heading, Versions, storable
 from finetune.files import sha256_file
-from finetune.model.base import Base
+from finetune.model.base import Base, full_fingerprint
 from finetune.model.lora import Parameters
-from finetune.model.store import BaseCard, Card
 from finetune.provenance import now, versions
-from finetune.recipe import EvalSection, Recipe
-from finetune.training.loop import TrainingJob, TrainResult
+from finetune.recipe import EvalSection, Recipe, dump_recipe
+from finetune.store.cards import licence_of, portable, portable_names
+from finetune.store.folders import BaseCard, Card
+from finetune.training.run import TrainingJob, TrainResult
 
 
 def run_key(recipe: Recipe, base: Base, dataset: Dataset) -> dict[str, str]:
@@ -36,6 +38,13 @@ def hyperparameters(recipe: Recipe) -> dict[str, str | float | bool | None]:
     return {"name": recipe.name, "seed": recipe.seed, **single}
 
 
+def described(recipes: Sequence[Recipe]) -> dict[str, str | float | bool | None]:
+    """The hyperparameters of a run, by the recipes' names where there are several."""
+    if len(recipes) == 1:
+        return hyperparameters(recipes[0])
+    return {f"{r.name}.{key}": value for r in recipes for key, value in hyperparameters(r).items() if key != "name"}
+
+
 def _settings(recipe: Recipe, without: set[str]) -> dict[str, Any]:
     """The keys of the sections, dotted, and their values as JSON has them."""
     sections = recipe.model_dump(mode="json", exclude=without)
@@ -54,14 +63,20 @@ def card_of(
     return Card(
         name=recipe.name,
         base=BaseCard(
-            model=base.name, revision=base.revision, quantization=base.quantization, fingerprint=base.fingerprint
+            model=portable(base.name),
+            revision=base.revision,
+            quantization=base.quantization,
+            fingerprint=base.fingerprint,
+            weights_sha256=full_fingerprint(recipe.base),
+            licence=licence_of(recipe.base),
         ),
         system=recipe.data.system,
         method=", ".join(recipe.adapter.methods),
         r=recipe.adapter.r,
         alpha=recipe.adapter.alpha,
         seed=recipe.seed,
-        data=dataset.sha256,
+        data={name: dataset.sha256[path] for path, name in portable_names(dataset.sha256).items()},
+        recipe_sha256=hashlib.sha256(dump_recipe(recipe).encode()).hexdigest(),
         train_rows=len(job.rows),
         heldout_rows=len(job.heldout),
         steps=result.progress.step,

@@ -21,10 +21,10 @@ from finetune.errors import AdapterError
 from finetune.evaluation.report import Heading, Sample, ScoreTable, Versions
 from finetune.evaluation.suite import load_prompts
 from finetune.model.base import load_base
-from finetune.model.store import find_adapter
 from finetune.pipeline import train
 from finetune.recipe import Recipe, load_recipe
 from finetune.serving import assistant
+from finetune.store.folders import find_adapter
 
 Found = tuple[ScoreTable, tuple[Sample, ...]]
 

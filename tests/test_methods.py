@@ -19,7 +19,8 @@ from finetune.model.lora import attach
 from finetune.model.tokenizer import load_chat_template
 from finetune.recipe import BaseSection, Recipe, load_recipe
 from finetune.training.budget import MemoryPlan
-from finetune.training.loop import TrainingJob, train
+from finetune.training.loop import train
+from finetune.training.run import TrainingJob
 from finetune.training.telemetry import Event, StepEvent
 
 FOLDER = Path(__file__).parents[1] / "recipes/methods"

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from finetune.errors import AdapterError, DataError, Interrupted, RecipeError
 from finetune.evaluation.folder import read_report
 from finetune.files import sha256_file
-from finetune.model.store import find_adapter, list_adapters
 from finetune.pipeline import evaluate, train
 from finetune.recipe import Recipe, load_recipe
+from finetune.store.folders import find_adapter, list_adapters
 from finetune.training.telemetry import Event, NoticeEvent, StepEvent
 from tests.conftest import save_model
 
@@ -55,7 +55,7 @@ def test_train_then_evaluate_writes_everything_and_tells_better_from_worse(recip
     }  # fmt: skip
     assert not list(adapter.folder.parent.glob("*.checkpoint")) + list(adapter.folder.parent.glob(".*"))
     assert adapter.card.system == "Be brief."
-    assert adapter.card.data[recipe.data.path] == sha256_file(recipe.data.path)
+    assert adapter.card.data[Path(recipe.data.path).name] == sha256_file(recipe.data.path)
     with Image.open(adapter.folder / "loss.png") as picture:
         assert picture.size[0] > 600
     assert load_recipe(adapter.folder / "recipe.yaml") == recipe

@@ -15,9 +15,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from finetune.model.store import find_adapter
 from finetune.pipeline import train
 from finetune.recipe import load_recipe
+from finetune.store.folders import find_adapter
 
 RECIPES = sorted(Path("recipes").glob("*.yaml"))
 HUB = ["smollm2-135m", "qwen3-0.6b", "llama-3.1-8b"]

@@ -9,9 +9,9 @@ from finetune.evaluation.folder import read_report
 from finetune.evaluation.suite import grade, load_prompts
 from finetune.files import sha256_file
 from finetune.model.base import load_base
-from finetune.model.store import find_adapter, list_adapters
 from finetune.recipe import load_recipe
 from finetune.serving.assistant import Assistant
+from finetune.store.folders import find_adapter, list_adapters
 
 NAMES = ["cheerful", "grumpy", "pizza"]
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.app import Store, app, out, say
-from finetune.errors import AdapterError, FinetuneError
+from finetune.cli.app import Store, app, err, out, say
+from finetune.errors import FinetuneError
 
 Adapters = Annotated[
     list[str] | None, typer.Option("--adapter", "-a", help="adapter name or folder; repeat to load several")
@@ -19,11 +19,15 @@ Adapters = Annotated[
 BaseModel = Annotated[str | None, typer.Option("--base", help="base model; default: the first adapter's, else tiny")]
 Temperature = Annotated[float, typer.Option(help="0: greedy; else sampling temperature")]
 TopP = Annotated[float, typer.Option(help="sample from the smallest set with this probability")]
+TopK = Annotated[int, typer.Option(help="sample from this many most probable tokens; 0: from all")]
+MinP = Annotated[float, typer.Option(help="leave out tokens below this share of the most probable one's")]
 MaxNewTokens = Annotated[int, typer.Option(help="tokens per answer at most")]
 Stop = Annotated[list[str] | None, typer.Option(help="string that ends an answer; repeatable")]
+Repetition = Annotated[float, typer.Option(help="divides logits of tokens in the prompt or the answer; 1: none")]
 Frequency = Annotated[float, typer.Option(help="penalty per earlier occurrence of a token")]
 Presence = Annotated[float, typer.Option(help="penalty once a token has occurred")]
 Seed = Annotated[int, typer.Option(help="seed of the sampling")]
+Force = Annotated[bool, typer.Option("--force", help="load adapters of another base, too, and say what that gives up")]
 
 
 @app.command()
@@ -33,15 +37,29 @@ def chat(
     store: Store = Path("adapters"),
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     max_new_tokens: MaxNewTokens = 128,
     stop: Stop = None,
+    repetition_penalty: Repetition = 1.0,
     frequency_penalty: Frequency = 0.0,
     presence_penalty: Presence = 0.0,
     seed: Seed = 0,
+    force: Force = False,
 ) -> None:
     """Talk to the base or to an adapter; /help inside lists the commands."""
-    settings = _settings(temperature, top_p, max_new_tokens, stop, frequency_penalty, presence_penalty)
-    bot = _assistant(adapter, base, store)
+    settings = _settings(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+    )
+    bot = _assistant(adapter, base, store, force)
     from finetune.terminal.chat import Chat
 
     names = list(bot.loaded)
@@ -59,18 +77,32 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per prompt")] = False,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
     max_new_tokens: MaxNewTokens = 128,
     stop: Stop = None,
+    repetition_penalty: Repetition = 1.0,
     frequency_penalty: Frequency = 0.0,
     presence_penalty: Presence = 0.0,
     seed: Seed = 0,
+    force: Force = False,
 ) -> None:
     """Answer one prompt or a file of prompts; give --adapter several times to compare them."""
-    settings = _settings(temperature, top_p, max_new_tokens, stop, frequency_penalty, presence_penalty)
+    settings = _settings(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+    )
     texts = [*(prompts or []), *(_read_prompts(file) if file else [])]
     if not texts:
         raise FinetuneError("nothing to answer", fix='give a prompt, as in finetune generate "two pizzas", or --file')
-    bot = _assistant(adapter, base, store)
+    bot = _assistant(adapter, base, store, force)
     from finetune.data.messages import Message
 
     voices: list[str | None] = list(bot.loaded)
@@ -85,43 +117,30 @@ def generate(
             _print_answers(text, row)
 
 
-def _assistant(adapters: list[str] | None, base: str | None, store: Path) -> Any:
+def _assistant(adapters: list[str] | None, base: str | None, store: Path, force: bool) -> Any:
     """Load base and adapters; the base comes from --base, else from the first adapter's card."""
-    from pydantic import ValidationError
-
-    from finetune.model.store import find_adapter
     from finetune.recipe import BaseSection
+    from finetune.store.cards import base_section
+    from finetune.store.folders import check_base, find_adapter
 
     found = [find_adapter(name, store) for name in adapters or []]
-    section = BaseSection(model=base or "tiny")
-    if base is None and found:
-        try:
-            section = BaseSection.model_validate(found[0].card.base.model_dump(exclude={"fingerprint"}))
-        except ValidationError as error:
-            raise AdapterError(
-                f"its card names no base: {error.errors()[0]['msg']}", where=str(found[0].folder)
-            ) from None
+    section = base_section(found[0]) if base is None and found else BaseSection(model=base or "tiny")
     from finetune.serving.assistant import Assistant
 
-    return Assistant(section, adapters or [], store=store)
+    bot = Assistant(section, adapters or [], store=store, force=force)
+    for stored in bot.loaded.values():
+        if lost := check_base(stored, bot.base.fingerprint, bot.base.name, bot.base.revision, force=force):
+            err.print(f"--force: {lost}", markup=False, highlight=False, soft_wrap=True)
+    return bot
 
 
-def _settings(
-    temperature: float, top_p: float, max_new_tokens: int, stop: list[str] | None, frequency: float, presence: float
-) -> Any:
+def _settings(**given: Any) -> Any:
     from pydantic import ValidationError
 
     from finetune.serving.settings import SamplingSettings
 
     try:
-        return SamplingSettings(
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            stop=tuple(stop or ()),
-            frequency_penalty=frequency,
-            presence_penalty=presence,
-        )
+        return SamplingSettings(**given)
     except ValidationError as error:
         first = error.errors()[0]
         option = str(first["loc"][0]).replace("_", "-")

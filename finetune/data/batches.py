@@ -6,10 +6,11 @@ import random
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from finetune.data.encoding import Encoded
@@ -84,6 +85,42 @@ def pack(encoded: Sequence[Encoded], budget: int, *, isolate: bool = True) -> li
     """
     bins = best_fit([len(row.ids) for row in encoded], budget if isolate else 0)
     return [_row(encoded, members) for members in bins]
+
+
+def join(micros: Sequence[MicroBatch], align: int = 1) -> tuple[MicroBatch, list[tuple[int, int]]]:
+    """One row of several, and (start, end) of each in it; `rows` are those of the first.
+
+    Each is filled up to a multiple of `align` tokens with a segment that trains nothing.
+    """
+    filled = [_filled(micro, -micro.input_ids.shape[1] % align) for micro in micros]
+    starts = np.cumsum([0, *(micro.input_ids.shape[1] for micro in filled)]).tolist()
+    segments = [
+        (start + first, start + last)
+        for start, micro in zip(starts, filled, strict=False)
+        for first, last in micro.segments
+    ]
+    row = MicroBatch(
+        torch.cat([micro.input_ids for micro in filled], dim=1),
+        torch.cat([micro.labels for micro in filled], dim=1),
+        torch.cat([micro.position_ids for micro in filled], dim=1),
+        tuple(segments),
+        micros[0].rows,
+        sum(micro.trained for micro in micros),
+    )
+    return row, list(pairwise(starts))
+
+
+def _filled(micro: MicroBatch, spare: int) -> MicroBatch:
+    if not spare:
+        return micro
+    length = micro.input_ids.shape[1]
+    return replace(
+        micro,
+        input_ids=F.pad(micro.input_ids, (0, spare)),
+        labels=F.pad(micro.labels, (0, spare), value=IGNORED),
+        position_ids=torch.cat([micro.position_ids, torch.arange(spare)[None]], dim=1),
+        segments=(*micro.segments, (length, length + spare)),
+    )
 
 
 def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -45,7 +47,7 @@ def segment_attention(  # noqa: PLR0913 (the signature is transformers')
     if softcap is not None or (_kernel_is_slow(query, max(lengths)) and not dropout):
         return attend_in_blocks(query, key, value, segments, scaling, softcap, sliding_window), None
     if query.device.type == "cpu" and not any(tensor.requires_grad for tensor in (query, key, value)):
-        return _one_by_one(query, key, value, segments, scaling, dropout, sliding_window), None
+        return _without_gradient(query, key, value, segments, scaling, dropout, sliding_window), None
     # split, not slices: its backward is one concatenation instead of a full-size sum per segment.
     pieces = [tensor[0].split(lengths, dim=1) for tensor in (query, key, value)]
     out: list[Tensor] = [query] * len(lengths)
@@ -57,15 +59,46 @@ def segment_attention(  # noqa: PLR0913 (the signature is transformers')
     return torch.cat(out, dim=1).transpose(0, 1)[None], None
 
 
-def _one_by_one(  # noqa: PLR0913
+def _without_gradient(  # noqa: PLR0913
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float, dropout: float, window: int | None
 ) -> Tensor:
-    """One call of the kernel per segment, without gradient: nothing is copied together and nothing padded."""
-    out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
-    for start, end in segments:
-        piece = _plain(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], scaling, dropout, window)
-        out[:, start:end] = piece.transpose(1, 2)
+    """One call of the kernel per segment, or for all segments of like length: a call costs more than padding."""
+    heads, length, width = q.shape[1], q.shape[2], v.shape[3]
+    out = q.new_empty(1, length, heads, width)
+    for group in _groups(segments):
+        if group.source is None:
+            (start, end), *_ = group.members
+            piece = _plain(q[:, :, start:end], k[:, :, start:end], v[:, :, start:end], scaling, dropout, window)
+            out[:, start:end] = piece.transpose(1, 2)
+            continue
+        size = (len(group.members), -1)
+        sq, sk, sv = (t[0].index_select(1, group.source).unflatten(1, size).transpose(0, 1) for t in (q, k, v))
+        done = _plain(sq, sk, sv, scaling, dropout, window).transpose(1, 2).reshape(-1, heads * width)
+        out.view(length, -1).index_copy_(0, group.target, done.index_select(0, group.place))
     return out
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Segments that go through the kernel together; the tensors are None for one alone."""
+
+    members: Segments
+    source: Tensor | None  # (n * longest,) places in the row, a segment's last place again where nothing lies
+    target: Tensor  # (tokens,) places in the row
+    place: Tensor  # (tokens,) the same tokens in the stack
+
+
+@lru_cache(maxsize=1)  # every layer of one row asks for the same
+def _groups(segments: Segments) -> tuple[_Group, ...]:
+    found = []
+    for numbers in _similar([end - start for start, end in segments]):
+        members = tuple(segments[i] for i in numbers)
+        start, length = torch.tensor(members)[:, :1], torch.tensor([[end - start] for start, end in members])
+        step = torch.arange(int(length.max()))
+        filled = (step < length).flatten()
+        source = (start + torch.minimum(step, length - 1)).flatten()
+        found.append(_Group(members, source if len(members) > 1 else None, source[filled], filled.nonzero()[:, 0]))
+    return tuple(found)
 
 
 def _similar(lengths: Sequence[int]) -> list[list[int]]:

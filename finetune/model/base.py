@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from finetune.data.template import ChatTemplate
 from finetune.errors import ModelError
+from finetune.files import sha256_file
 from finetune.model.attention import keeps_segments_apart
 from finetune.model.device import keep_freed_memory
 from finetune.model.fitting import make_lean_layers
@@ -78,15 +79,32 @@ def load_base(section: BaseSection, device: torch.device, template: ChatTemplate
     make_lean_layers(model)
     if device.type == "cpu":
         keep_freed_memory()
-    fingerprint = {
-        "config": _digest(json.dumps(_stable(read_config(section)), sort_keys=True)),
-        "tokenizer": _digest(_tokenizer_text(tokenizer)),
-        "chat_template": _digest(str(tokenizer.chat_template)),
-        "weights": _weights_fingerprint(path, options),
-    }
+    fingerprint = fingerprint_of(section, tokenizer)
     packs = keeps_segments_apart(model, min(len(tokenizer), model.config.get_text_config().vocab_size))
     revision = getattr(config, "_commit_hash", None)
     return Base(model, tokenizer, template, section.model, revision, fingerprint, section.quantization, device, packs)
+
+
+def fingerprint_of(section: BaseSection, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """SHA-256 of a base's configuration, vocabulary, chat template and of slices of its weights; no weight is loaded.
+
+    Raises ModelError if there is no such base.
+    """
+    with explain(section.model):
+        weights = _weights_fingerprint(local_path(section), hub_options(section))
+    return {
+        "config": _digest(json.dumps(_stable(read_config(section)), sort_keys=True)),
+        "tokenizer": _digest(_tokenizer_text(tokenizer)),
+        "chat_template": _digest(str(tokenizer.chat_template)),
+        "weights": weights,
+    }
+
+
+def full_fingerprint(section: BaseSection) -> dict[str, str]:
+    """SHA-256 of every byte of each weight file by its name: about a second per GB. Raises ModelError."""
+    with explain(section.model):
+        files = weight_paths(local_path(section), hub_options(section))
+    return {file.name: sha256_file(file) for file in files}
 
 
 def keep_trainable_through(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ runs the layer's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 from finetune.model.attention import segment_attention
 from finetune.model.blocks import Segments
-from finetune.model.fused import branch_of, plain_adapter
+from finetune.model.fused import Route, branch_of, plain_routes
 from finetune.model.lean import norm_backward, norm_forward
 from finetune.model.lowrank import Branch, Stack, project, project_backward, stack
 
 QKV, O_PROJ, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
 NORMS = ("input_layernorm", "post_attention_layernorm")
 PLAN = "finetune_plan"  # attribute of a layer that fits
+ROUTE = "finetune_route"  # attribute of a linear: `branch()` gives what a bank of adapters adds to it at the moment
+_BANK = Route("")
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,30 @@ class _Linears:
     """Linears with the same input, without their adapters, and the branches on them."""
 
     base: tuple[nn.Module, ...]
-    lora: Stack | None
-    parameters: tuple[Tensor | None, ...]  # A and B of each in turn
+    lora: tuple[Stack, ...]  # one for each adapter
+    parameters: tuple[Tensor | None, ...]  # for each adapter, A and B of each in turn
 
     @staticmethod
     def of(parent: nn.Module, names: Sequence[str], dtype: torch.dtype) -> _Linears | None:
         """None where a linear needs PEFT's own forward."""
-        base, branches = list[nn.Module](), list[Branch | None]()
-        for name in names:
+        base, found = list[nn.Module](), dict[Route, list[Branch | None]]()
+        for number, name in enumerate(names):
             layer = getattr(parent, name)
             adapted = hasattr(layer, "lora_A")
-            adapter = plain_adapter(layer, {}) if adapted else None
-            if adapted and adapter is None and not _plainly_off(layer):
+            routes = plain_routes(layer, {}) if adapted else ()
+            if routes is None and not _plainly_off(layer):
                 return None
             base.append(layer.get_base_layer() if adapted else layer)
-            branches.append(branch_of(layer, adapter) if adapter else None)
-        parameters = [part for branch in branches for part in ((branch.a, branch.b) if branch else (None, None))]
+            for route in routes or ():
+                found.setdefault(route, [None] * len(names))[number] = branch_of(layer, route.adapter)
+            bank = None if adapted else layer.__dict__.get(ROUTE)
+            if bank is not None and (branch := bank.branch()) is not None:
+                found.setdefault(_BANK, [None] * len(names))[number] = branch
         outs = [int(linear.out_features) for linear in base]  # type: ignore[arg-type]
-        return _Linears(tuple(base), stack(branches, outs, dtype), tuple(parameters))
+        stacks = [stack(branches, outs, dtype, route.rows) for route, branches in found.items()]
+        every = [branch for branches in found.values() for branch in branches]
+        parameters = [part for branch in every for part in ((branch.a, branch.b) if branch else (None, None))]
+        return _Linears(tuple(base), tuple(part for part in stacks if part is not None), tuple(parameters))
 
 
 def _plainly_off(layer: Any) -> bool:
@@ -93,7 +101,7 @@ class _EnterLayer(torch.autograd.Function):
         ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, spec: _Enter, *parameters: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         normed, scale = norm_forward(x, spec.norm.weight, spec.norm.variance_epsilon)
-        out, low = project(spec.qkv.base, spec.qkv.lora, normed)
+        out, lows = project(spec.qkv.base, spec.qkv.lora, normed)
         heads = spec.plan.heads + spec.plan.kv_heads
         width = cos.shape[-1]
         both = out[:, : heads * width].view(-1, heads, width).transpose(0, 1)  # (heads, T, w)
@@ -102,12 +110,12 @@ class _EnterLayer(torch.autograd.Function):
         both = rotate(both, cos, sin)
         value = out[:, heads * width :].view(len(x), -1, width).transpose(0, 1)
         ctx.spec = spec
-        ctx.save_for_backward(normed, scale, low, cos, sin, normed_heads, head_scale)
+        ctx.save_for_backward(normed, scale, cos, sin, normed_heads, head_scale, *lows)
         return both[: spec.plan.heads], both[spec.plan.heads :], value.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        normed, scale, low, cos, sin, normed_heads, head_scale = ctx.saved_tensors
+        normed, scale, cos, sin, normed_heads, head_scale, *lows = ctx.saved_tensors
         spec: _Enter = ctx.spec
         turned = [rotate(grad, cos, -sin) for grad in grads[:2]]
         if spec.head_norms:
@@ -117,7 +125,7 @@ class _EnterLayer(torch.autograd.Function):
         for part, place in zip((*turned, grads[2]), (slice(heads), slice(heads, last), slice(last, None)), strict=True):
             out[:, place].copy_(part.transpose(0, 1))
         found = project_backward(
-            spec.qkv.base, spec.qkv.lora, out.view(len(normed), -1), normed, low, wants_x=ctx.needs_input_grad[0]
+            spec.qkv.base, spec.qkv.lora, out.view(len(normed), -1), normed, lows, wants_x=ctx.needs_input_grad[0]
         )
         grad_x = None if found.x is None else norm_backward(found.x, normed, scale, spec.norm.weight)
         return grad_x, None, None, None, *found.branches
@@ -134,13 +142,14 @@ class _LeaveLayer(torch.autograd.Function):
         gate, up = gate_up.chunk(2, dim=1)
         out, low_down = project(spec.down.base, spec.down.lora, F.silu(gate).mul_(up), residual=middle)
         ctx.spec = spec
-        ctx.save_for_backward(attended, normed, scale, gate_up, low_o, low_gate_up, low_down)
+        ctx.save_for_backward(attended, normed, scale, gate_up, *low_o, *low_gate_up, *low_down)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        attended, normed, scale, gate_up, low_o, low_gate_up, low_down = ctx.saved_tensors
+        attended, normed, scale, gate_up, *lows = ctx.saved_tensors
         spec: _Leave = ctx.spec
+        low_o, low_gate_up, low_down = _dealt(lows, spec.o, spec.gate_up, spec.down)
         gate, up = gate_up.chunk(2, dim=1)
         active = F.silu(gate)
         down = project_backward(spec.down.base, spec.down.lora, grad, active * up, low_down, wants_x=True)
@@ -156,27 +165,23 @@ class _LeaveLayer(torch.autograd.Function):
         return o.x, total if ctx.needs_input_grad[1] else None, None, *o.branches, *mlp.branches, *down.branches
 
 
+def _dealt(lows: Sequence[Tensor], *linears: _Linears) -> Iterator[Sequence[Tensor]]:
+    start = 0
+    for part in linears:
+        yield lows[start : start + len(part.lora)]
+        start += len(part.lora)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x (heads, T, w); cos and sin are (T, w). Su et al. (2021, arXiv 2104.09864).
 
-    The halves change places by a product with a matrix of 1 and -1, exact and faster than copying them.
+    The halves change places without being copied.
     """
-    width = x.shape[-1]
-    turned = (x.reshape(-1, width) @ _quarter_turn(width, x.dtype, x.device)).view(x.shape)
-    return torch.addcmul(x * cos, turned, sin)
-
-
-_turns: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
-
-
-def _quarter_turn(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix that takes (a, b) to (-b, a), halves of a row."""
-    key = (width, dtype, device)
-    if key not in _turns:
-        eye = torch.eye(width // 2, dtype=dtype, device=device)
-        zero = torch.zeros_like(eye)
-        _turns[key] = torch.cat([torch.cat([zero, eye], 1), torch.cat([-eye, zero], 1)])
-    return _turns[key]
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[:, :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[:, half:])
+    return out
 
 
 def _norm_heads(both: Tensor, spec: _Enter) -> tuple[Tensor, Tensor]:

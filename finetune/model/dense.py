@@ -25,9 +25,9 @@ def dense_rows(linears: Sequence[nn.Module], dtype: torch.dtype) -> Tensor:
     kept = getattr(linears[0], _KEPT_WITH if len(linears) > 1 else _KEPT, None)
     if kept is not None and kept.dtype == dtype and len(kept) == sum(_shape(linear)[0] for linear in linears):
         return kept  # type: ignore[no-any-return]
-    if len(linears) == 1 and _state(linears[0]) is None:
-        weight: Tensor = linears[0].weight  # type: ignore[assignment]
-        return weight.to(dtype)
+    plain = _together(linears)
+    if plain is not None:
+        return plain.to(dtype)
     shapes = [_shape(linear) for linear in linears]
     rows, width = sum(out for out, _ in shapes), shapes[0][1]
     return _fill(_buffer(rows * width, dtype, _device(linears[0])).view(rows, width), linears)
@@ -60,8 +60,31 @@ def drop_dense(model: nn.Module) -> None:
 
 
 def group_dense(linears: Sequence[nn.Module]) -> None:
-    """Say that these linears read the same input, so that `keep_dense` keeps their weights as one matrix."""
+    """Say that these linears read the same input: their weights become one matrix, plain ones at once and in place,
+    4-bit ones where `keep_dense` keeps them."""
     linears[0].__dict__[_GROUP] = tuple(linears)
+    weights: list[Any] = [linear.weight for linear in linears]
+    if all(_state(linear) is None for linear in linears) and len({weight.dtype for weight in weights}) == 1:
+        rows, start = torch.cat([weight.detach() for weight in weights]), 0
+        for weight in weights:
+            weight.data = rows[start : start + len(weight)]
+            start += len(weight)
+
+
+def _together(linears: Sequence[nn.Module]) -> Tensor | None:
+    """Plain weights as one matrix without a copy, where they lie one below the other in memory."""
+    weights: list[Any] = [linear.weight for linear in linears]
+    first = weights[0]
+    if any(_state(linear) is not None for linear in linears):
+        return None
+    if len(linears) == 1:
+        return first  # type: ignore[no-any-return]
+    place, storage = first.storage_offset(), first.untyped_storage().data_ptr()
+    for weight in weights:
+        if weight.untyped_storage().data_ptr() != storage or weight.storage_offset() != place:
+            return None
+        place += weight.numel()
+    return first.detach().as_strided((sum(map(len, weights)), first.shape[1]), first.stride())  # type: ignore[no-any-return]
 
 
 def _groups(model: nn.Module) -> Iterable[tuple[nn.Module, ...]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,7 +16,15 @@ from finetune.data.batches import TrainingRows
 from finetune.errors import AdapterError
 from finetune.model.base import Base, linear4bit_layers
 from finetune.model.fused import register_fused
-from finetune.model.methods import drop_lean_forwards, halves, initialise, moving, saved_names, train_in_full
+from finetune.model.methods import (
+    ADAPTER,
+    drop_lean_forwards,
+    halves,
+    initialise,
+    moving,
+    saved_names,
+    train_in_full,
+)
 from finetune.recipe import AdapterSection
 from finetune.recipe.contradictions import LAYERS
 
@@ -40,6 +48,43 @@ def attach(base: Base, section: AdapterSection, seed: int, rows: TrainingRows | 
 
     `rows`: what is trained on, which EVA looks at. Raises AdapterError if the target modules match no linear layer.
     """
+    config = _config(base, section)
+    torch.manual_seed(seed)
+    model = get_peft_model(base.model, config)
+    assert isinstance(model, PeftModel)
+    train_in_full(model)
+    initialise(model, base, section, rows, seed)
+    return model
+
+
+PLAIN = ("lora", "rslora", "lora+")  # methods whose adapters can be trained together
+
+
+def attach_together(base: Base, sections: Mapping[str, tuple[AdapterSection, int]]) -> PeftModel:
+    """Put several fresh adapters of PLAIN methods on the base, each with its seed and as `attach` alone would.
+
+    Which of them act on what is said by `routed`. Raises AdapterError as `attach`.
+    """
+    every = linear_names(base.model)  # now: later, PEFT would take the adapters' own linears for the base's
+    configs = {name: _config(base, section) for name, (section, _) in sections.items()}
+    model: PeftModel | None = None
+    for name, config in configs.items():
+        if config.target_modules == "all-linear":
+            config.target_modules = every
+        torch.manual_seed(sections[name][1])
+        if model is None:
+            made = get_peft_model(base.model, config, adapter_name=name)
+            assert isinstance(made, PeftModel)
+            model = made
+        else:
+            model.add_adapter(name, config)
+    assert model is not None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    return model
+
+
+def _config(base: Base, section: AdapterSection) -> LoraConfig:
     parts = halves(section)  # alpha goes with them, so that the scale stays
     rslora = "rslora" in section.methods
     config = LoraConfig(
@@ -53,30 +98,18 @@ def attach(base: Base, section: AdapterSection, seed: int, rows: TrainingRows | 
         bias="none",
         task_type="CAUSAL_LM",
     )
-    torch.manual_seed(seed)
-    model = get_peft_model(base.model, register_fused(config))
-    assert isinstance(model, PeftModel)
-    train_in_full(model)
-    initialise(model, base, section, rows, seed)
-    return model
+    return register_fused(config)
 
 
-def load_adapter(base: Base, folder: Path, *, onto: PeftModel | None = None, name: str = "default") -> PeftModel:
-    """Load an adapter folder onto the base, or beside the adapters of `onto`."""
+def load_adapter(base: Base, folder: Path, config: PeftConfig | None = None) -> PeftModel:
+    """Load an adapter folder onto the base through PEFT, whatever its kind; `config`: in place of the folder's own.
+
+    Raises AdapterError.
+    """
     try:
-        if onto is not None:
-            onto.load_adapter(str(folder), adapter_name=name, torch_device=str(base.device))
-            drop_lean_forwards(onto)
-            return onto
-        config = LoraConfig.from_pretrained(str(folder))
-        assert isinstance(config, LoraConfig)
-        model = PeftModel.from_pretrained(
-            base.model,
-            str(folder),
-            adapter_name=name,
-            config=register_fused(config),
-            torch_device=str(base.device),
-        )
+        config = config or PeftConfig.from_pretrained(str(folder))
+        config = register_fused(config) if isinstance(config, LoraConfig) else config
+        model = PeftModel.from_pretrained(base.model, str(folder), config=config, torch_device=str(base.device))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise AdapterError(f"cannot be loaded: {' '.join(str(error).split())[:300]}", where=str(folder)) from error
     drop_lean_forwards(model)
@@ -122,11 +155,13 @@ def _named_by(entry: str, full: Sequence[str]) -> list[str]:
     return names
 
 
-def count_parameters(model: nn.Module) -> Parameters:
-    """Count trained and total parameters; 4-bit weights count as what they stand for."""
+def count_parameters(model: nn.Module, adapter: str = ADAPTER) -> Parameters:
+    """Count trained and total parameters of the base and one adapter; 4-bit weights count as what they stand for."""
     packed = {id(layer.weight): layer.in_features * layer.out_features for layer in linear4bit_layers(model)}
     trained = total = now = 0
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name and f".{adapter}." not in name:
+            continue
         numbers = packed.get(id(parameter), parameter.numel())
         total += numbers
         trained += moving(parameter) if parameter.requires_grad else 0
@@ -135,8 +170,14 @@ def count_parameters(model: nn.Module) -> Parameters:
     return Parameters(trained, total, now, 2 * total, 4 * total)
 
 
-def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
+def trained_parameters(model: nn.Module, adapter: str = ADAPTER) -> dict[str, nn.Parameter]:
+    """What is trained of one adapter by its name; the names are those of an adapter that is trained alone."""
+    own = f".{adapter}."
+    return {
+        name.replace(own, f".{ADAPTER}."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and own in name
+    }
 
 
 def _constants_bytes(state: object) -> int:

@@ -22,7 +22,9 @@ NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 MASTER, GRADIENT = 4, 4  # bytes per trained number, both in fp32
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # bytes per trained number
 CHUNK = 1024  # rows of logits that exist at a time, at most
-CPU_LOGITS = 1 << 20  # logits that exist at a time on a CPU: 4 MiB in fp32, which its cache can hold
+CPU_LOGITS = 1 << 20  # logits that exist at a time on a CPU in the dtype of the computation: 2 MiB in bf16
+CPU_ROWS = 128  # but at least so many rows of them: the head's weight is read for every chunk
+FP32_LOGITS = 1 << 18  # of these in fp32, to be summed up: 1 MiB
 _SHARED = (QKV, GATE_UP)  # linears that read one and the same input
 
 
@@ -101,6 +103,7 @@ class Estimate(NamedTuple):
 
 # What a micro-batch needs.
 PER_STEP = ("activations", "adapter in the compute dtype", "attention masks", "working set", "logits")
+OWN = ("gradients", "optimizer", "adapter in the compute dtype")  # of an adapter, while another one's rows run
 LATER = (*PER_STEP, "gradients", "optimizer", "dequantised copies")  # what is not there before the first step
 
 
@@ -202,7 +205,8 @@ def _groups(shape: ModelShape) -> list[list[LinearShape]]:
 
 def _logits(shape: ModelShape, work: Workload) -> float:
     """Of a chunk, in the compute dtype and in fp32, and the gradient of every scored row."""
-    chunk = min(CHUNK, max(64, CPU_LOGITS // shape.vocabulary // 64 * 64)) if work.cpu else CHUNK
-    scored = work.tokens if work.scored is None else work.scored
-    gradient = aligned(scored) * shape.hidden * work.width
-    return min(chunk, aligned(scored)) * shape.vocabulary * (4 if work.width == 4 else work.width + 4) + gradient
+    chunk = min(CHUNK, max(CPU_ROWS, CPU_LOGITS // shape.vocabulary // 64 * 64)) if work.cpu else CHUNK
+    scored = aligned(work.tokens if work.scored is None else work.scored)
+    rows = min(chunk, scored)
+    floats = 0 if work.width == 4 else min(rows, max(1, FP32_LOGITS // shape.vocabulary)) if work.cpu else rows
+    return (rows * work.width + floats * 4) * shape.vocabulary + scored * shape.hidden * work.width

@@ -3,56 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from finetune.data.encoding import encode_prompt
 from finetune.data.messages import Message
-from finetune.errors import AdapterError
 from finetune.evaluation.checks import Answer
 from finetune.journal import Journal
 from finetune.model.base import Base, load_base
 from finetune.model.device import pick_device
-from finetune.model.lora import load_adapter
-from finetune.model.store import StoredAdapter, check_base, find_adapter
 from finetune.recipe import BaseSection, GenerationSection
+from finetune.serving.bank import AdapterBank, Lease
 from finetune.serving.generation import generate, stream
 from finetune.serving.settings import sampling
+from finetune.store.folders import StoredAdapter
 
 
 class Assistant:
-    """Answers conversations with the base (adapter None) or any loaded adapter."""
+    """Answers conversations with the base (adapter None), any loaded adapter, or a blend (pizza+0.5*cheerful)."""
 
     def __init__(
-        self, base: Base | BaseSection, adapters: Sequence[str | Path] = (), *, store: str | Path = "adapters"
+        self,
+        base: Base | BaseSection,
+        adapters: Sequence[str | Path] = (),
+        *,
+        store: str | Path = "adapters",
+        force: bool = False,
     ) -> None:
+        """`force`: also load what was trained on another base."""
         self.base = load_base(base, pick_device()) if isinstance(base, BaseSection) else base
         self.store = Path(store)
-        self.loaded: dict[str, StoredAdapter] = {}
-        self._slots: dict[str, str] = {}  # adapter name -> PEFT's name for it, which allows no dots
-        self._model: PeftModel | None = None
+        self.bank = AdapterBank(self.base, store=self.store)
         for adapter in adapters:
-            self.load(adapter)
+            self.load(adapter, force=force)
 
-    def load(self, adapter: str | Path) -> str:
+    @property
+    def loaded(self) -> dict[str, StoredAdapter]:
+        """The loaded adapters by name."""
+        return {name: self.bank.stored(name) for name in self.bank.names}
+
+    def load(self, adapter: str | Path, *, force: bool = False) -> str:
         """Load an adapter by name or folder and return its name; the base stays where it is.
 
-        Raises AdapterError if there is none, or if it was trained on another base.
+        Raises AdapterError if there is none, or, without `force`, if it was trained on another base.
         """
-        stored = find_adapter(str(adapter), self.store)
-        if stored.name in self.loaded:
-            if self.loaded[stored.name].folder.resolve() != stored.folder.resolve():
-                raise AdapterError(f"another adapter named {stored.name!r} is loaded", where=str(stored.folder))
-            return stored.name
-        check_base(stored, self.base.fingerprint, self.base.name)
-        slot = f"slot{len(self._slots)}"
-        self._model = load_adapter(self.base, stored.folder, onto=self._model, name=slot)
-        self._model.requires_grad_(False)
-        self._slots[stored.name], self.loaded[stored.name] = slot, stored
-        return stored.name
+        return self.bank.load(adapter, force=force)
 
     def chat(
         self,
@@ -73,12 +72,11 @@ class Assistant:
         journal: Journal | None = None,
     ) -> list[Answer]:
         """Answer many conversations in batches, in order; seed and journal as in `generate`."""
-        prompts = [encode_prompt(self._with_system(c, adapter), self.base.template) for c in conversations]
-        with self._using(adapter) as model:
+        with self.bank.lease(adapter) as lease:
             return generate(
-                model,
+                _Voiced(self.base.model, self.bank, lease),
                 self.base.tokenizer,
-                prompts,
+                [self._prompt(conversation, lease) for conversation in conversations],
                 stop_ids=self.base.template.stop_ids,
                 settings=sampling(settings),
                 seed=seed,
@@ -92,48 +90,44 @@ class Assistant:
         settings: GenerationSection | None = None,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Yield one answer piece by piece."""
-        prompt = encode_prompt(self._with_system(conversation, adapter), self.base.template)
-        with self._using(adapter) as model:
+        """Yield one answer piece by piece; others may run in between."""
+        with self.bank.lease(adapter) as lease:
             yield from stream(
-                model,
+                _Voiced(self.base.model, self.bank, lease),
                 self.base.tokenizer,
-                prompt,
+                self._prompt(conversation, lease),
                 stop_ids=self.base.template.stop_ids,
                 settings=sampling(settings),
                 seed=seed,
             )
 
-    def _with_system(self, conversation: Sequence[Message], adapter: str | None) -> Sequence[Message]:
-        """Put the system prompt that the adapter was trained with before a conversation without one."""
-        system = self.loaded[adapter].card.system if adapter in self.loaded else None
-        if system is None or (conversation and conversation[0].role == "system"):
-            return conversation
-        return (Message("system", system), *conversation)
-
     @contextmanager
     def adapted(self, adapter: str | None) -> Iterator[Base]:
         """Give the base as this adapter, or none, makes it, for scoring."""
-        with self._using(adapter):
+        with self.bank.lease(adapter) as lease, self.bank.routed([lease.slot]):
             yield self.base
 
-    @contextmanager
-    def _using(self, adapter: str | None) -> Iterator[nn.Module]:
-        if adapter is not None and (adapter not in self._slots or self._model is None):
-            known = ", ".join(self._slots) or "none"
-            raise AdapterError(f"adapter {adapter!r} is not loaded (loaded: {known})")
-        if self._model is None:
-            yield self.base.model
-            return
-        off: AbstractContextManager[object] = self._model.disable_adapter() if adapter is None else nullcontext()
-        if adapter is not None:
-            self._model.set_adapter(self._slots[adapter])
-        try:
-            with off:
-                yield self.base.model
-        finally:
-            # PEFT marks what it activates as trainable, also when a block without adapters ends.
-            self._model.requires_grad_(False)
+    def _prompt(self, conversation: Sequence[Message], lease: Lease) -> list[int]:
+        """Token ids, with the system prompt that the adapter was trained with if the conversation has none."""
+        if lease.system is not None and not (conversation and conversation[0].role == "system"):
+            conversation = (Message("system", lease.system), *conversation)
+        return encode_prompt(conversation, self.base.template)
+
+
+class _Voiced(nn.Module):
+    """The base with one voice, forward pass by forward pass, so that answers of several may take turns."""
+
+    def __init__(self, model: PreTrainedModel, bank: AdapterBank, lease: Lease) -> None:
+        super().__init__()
+        self.model, self._bank, self._slots = model, bank, (lease.slot,)
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The model that says which arguments it takes."""
+        return self.model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self._bank.routed(self._slots):
+            return self.model(*args, **kwargs)
 
 
 def _messages(prompt: str | Sequence[Message]) -> Sequence[Message]:

@@ -11,14 +11,15 @@ from ruamel.yaml.error import YAMLError
 
 from finetune.data.messages import Message
 from finetune.errors import FinetuneError
-from finetune.model.store import list_adapters
 from finetune.serving.assistant import Assistant
 from finetune.serving.settings import SamplingSettings
+from finetune.store.folders import list_adapters
 
 HELP = """/adapter NAME    answer with this adapter      /base           answer with the base alone
 /adapters        list what there is            /system TEXT    set the system prompt (empty: none)
 /reset           forget the conversation       /settings        show the sampling settings
-/temperature X  /top_p X  /max_new_tokens N  /stop TEXT  /frequency_penalty X  /presence_penalty X  /seed N
+/temperature X  /top_p X  /top_k N  /min_p X  /max_new_tokens N  /stop TEXT  /seed N
+/repetition_penalty X  /frequency_penalty X  /presence_penalty X
 /help            this                          /quit            leave (also Ctrl-D)"""
 
 

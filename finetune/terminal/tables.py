@@ -1,4 +1,4 @@
-"""Reports and adapters -> tables. Nothing here loads torch.
+"""Reports -> tables. Nothing here loads torch.
 
 A cell is never read as rich's markup: what stands in it may come from a model, a data file or a name.
 """
@@ -6,14 +6,11 @@ A cell is never read as rich's markup: what stands in it may come from a model, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
-
-from finetune.model.store import WEIGHTS, Card, StoredAdapter
 
 if TYPE_CHECKING:
     from finetune.evaluation.report import Evaluation, Repeats, Report
@@ -39,7 +36,7 @@ def report_table(report: Report) -> Group:
         ("general ratio", general, lambda row: row.general_ratio),
     ]
     shown = [(heading, cell_of) for heading, measured, cell_of in columns if measured]
-    table = _table(["", *(heading for heading, _ in shown)], f"{report.name} against its base {report.base}")
+    table = make_table(["", *(heading for heading, _ in shown)], f"{report.name} against its base {report.base}")
     table.show_lines = True
     for row in standings(report):
         name = Text.assemble((row.name, "bold"), "\n", row.kind)
@@ -56,11 +53,11 @@ def gates_table(report: Report) -> Table | None:
     """Each gate with its verdict, or None if the recipe has none."""
     if not report.gates:
         return None
-    table = _table(["gate", "value", "verdict"], "gates")
+    table = make_table(["gate", "value", "verdict"], "gates")
     for gate in report.gates:
         verdict = Text(gate.verdict, style=_COLOURS[gate.verdict])
         reason = "" if gate.verdict == "pass" else f" {gate.reason}"
-        _add(table, f"{gate.metric} {gate.bound}", f"{gate.value:.4g}", verdict + Text(reason))
+        add_row(table, f"{gate.metric} {gate.bound}", f"{gate.value:.4g}", verdict + Text(reason))
     return table
 
 
@@ -69,7 +66,7 @@ def compare_reports(console: Console, reports: Sequence[tuple[str, Evaluation]])
     from finetune.evaluation.tiles import number, percent, span
 
     headings = ["report", "adapter", "answers passed", "perplexity, held-out", "adapter / base", "verdict"]
-    table = _table(headings)
+    table = make_table(headings)
     for folder, found in reports:
         heldout, prompts = found.report.perplexity.heldout, found.report.prompts
         passed = (
@@ -80,7 +77,7 @@ def compare_reports(console: Console, reports: Sequence[tuple[str, Evaluation]])
         )
         numbers = (heldout.adapter.interval, heldout.ratio.interval)
         shown = (f"{number(interval.value)}  ({span(interval, number)})" for interval in numbers)
-        _add(table, folder, found.report.name, passed, *shown, found.report.verdict)
+        add_row(table, folder, found.report.name, passed, *shown, found.report.verdict)
     console.print(table)
     for folder, found in reports[1:]:
         _print_pair(console, reports[0], (folder, found))
@@ -112,9 +109,9 @@ def _tasks(report: Report) -> Iterable[Table]:
     rows = task_rows(report)
     if rows:
         headings = ["task", "metric", "questions", "adapter", "base's score", "its score", "difference"]
-        table = _table(headings, "tasks of lm-eval")
+        table = make_table(headings, "tasks of lm-eval")
         for *texts, difference in rows:
-            _add(table, *(str(text) for text in texts), _cell(difference))
+            add_row(table, *(str(text) for text in texts), _cell(difference))
         yield table
 
 
@@ -122,11 +119,11 @@ def _repeats(repeats: Repeats) -> Iterable[Table | Text]:
     """Prompts answered several times: how steady they are, and which are not."""
     from finetune.evaluation.tiles import percent
 
-    table = _table([f"of {repeats.k} answers", "base", "adapter"], "prompts answered several times")
+    table = make_table([f"of {repeats.k} answers", "base", "adapter"], "prompts answered several times")
     for what, both in (("one or more pass", repeats.pass_any), ("all pass", repeats.pass_all)):
         sides = (both.base, both.adapter)
         shown = (f"{percent(side.value)}  ({percent(side.low)} to {percent(side.high)})" for side in sides)
-        _add(table, what, *shown)
+        add_row(table, what, *shown)
     yield table
     flaky = [f"{prompt.id} {prompt.passed}/{prompt.total}" for prompt in repeats.flaky]
     if flaky:
@@ -150,59 +147,11 @@ def _cell(cell: Cell | None) -> Text:
     return Text.assemble((cell.value, _TONES[cell.tone]), "\n", (cell.range.replace("; ", "\n"), "dim"))
 
 
-def _table(headings: Sequence[str], title: str | None = None) -> Table:
+def make_table(headings: Sequence[str], title: str | None = None) -> Table:
+    """An empty table whose title is no markup."""
     return Table(*headings, title=Text(title) if title else None, title_justify="left")
 
 
-def _add(table: Table, *cells: str | Text) -> None:
+def add_row(table: Table, *cells: str | Text) -> None:
     """Add a row in which no text is markup."""
     table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
-
-
-def adapters_table(adapters: Sequence[StoredAdapter]) -> Table:
-    table = _table(["adapter", "base", "method", "r", "size", "held-out loss", "prompts passed", "trained"])
-    for adapter in adapters:
-        card, size = adapter.card, (adapter.folder / WEIGHTS).stat().st_size
-        rate = card.metrics.get("prompts.pass_rate")
-        _add(
-            table,
-            adapter.name,
-            f"{card.base.model} ({card.base.quantization})",
-            card.method,
-            str(card.r),
-            f"{size / 1024**2:.1f} MiB",
-            f"{card.loss['heldout']:.3f}" if "heldout" in card.loss else "-",
-            f"{rate['value']:.1%}" if rate else "not evaluated",
-            card.created[:10],
-        )
-    return table
-
-
-def show_adapter(console: Console, adapter: StoredAdapter) -> None:
-    """Everything a card says, in words."""
-    card = adapter.card
-    table = Table(show_header=False, box=None, title=Text(f"{adapter.name}  ({adapter.folder})"))
-    table.title_justify = "left"
-    for name, value in _facts(card, adapter.folder):
-        _add(table, name, value)
-    console.print(table)
-
-
-def _facts(card: Card, folder: Path) -> list[tuple[str, str]]:
-    size = (folder / WEIGHTS).stat().st_size
-    facts = [
-        ("base", f"{card.base.model} {card.base.revision or ''} in {card.base.quantization}"),
-        ("base fingerprint", ", ".join(f"{part} {digest[:12]}" for part, digest in card.base.fingerprint.items())),
-        ("adapter", f"{card.method}, r {card.r}, alpha {card.alpha:g}, {size / 1024**2:.1f} MiB"),
-        ("trained parameters", f"{card.parameters['trained']:,} of {card.parameters['total']:,}"),
-        ("training", f"{card.steps:,} steps, {card.trained_tokens:,} trained tokens, seed {card.seed}"),
-        ("cost", f"{card.seconds:,.0f} s, {card.peak_memory_bytes / 1024**3:.1f} GiB peak"),
-        ("loss", ", ".join(f"{name} {value:.4f}" for name, value in card.loss.items())),
-        ("system prompt", card.system or "none"),
-        ("created", card.created),
-        ("versions", ", ".join(f"{name} {value}" for name, value in card.versions.items())),
-    ]
-    facts += [(name, f"{m['value']:.4g} ({m['low']:.4g} to {m['high']:.4g})") for name, m in card.metrics.items()]
-    facts += [("data", f"{name} sha256 {digest[:12]}") for name, digest in card.data.items()]
-    report = folder / "report" / "report.html"
-    return [*facts, ("report", str(report) if report.exists() else "none; run finetune eval")]

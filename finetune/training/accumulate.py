@@ -1,28 +1,33 @@
 """The gradients of one optimizer step: cut into micro-batches, forward, backward; smaller ones where memory ends.
 
 However a step is cut, the same sum of the same terms comes out, so running out of memory costs time and nothing else.
+Steps of several adapters are computed together: their micro-batches share rows, and each adapter acts on its own.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from finetune.data.batches import MicroBatch, pack, share_out, trained_tokens
+from finetune.data.batches import MicroBatch, best_fit, join, pack, share_out, trained_tokens
 from finetune.data.encoding import Encoded
 from finetune.errors import TrainingError
-from finetune.model.attention import packed_attention
+from finetune.model.attention import ALIGN, packed_attention
 from finetune.model.base import Base
 from finetune.model.dense import keep_dense
+from finetune.model.fused import Route, routed
+from finetune.model.methods import ADAPTER
 from finetune.model.recompute import recompute_layers
 from finetune.training.budget import MemoryPlan, is_out_of_memory
-from finetune.training.loss import output_head, trained_nll
+from finetune.training.loss import output_head, shared_nll
 from finetune.training.telemetry import Emit, NoticeEvent
 
 
@@ -35,45 +40,65 @@ class Step:
     mine: list[Encoded]
     micros: list[MicroBatch]
     tokens: int  # the budget that they were packed for
+    adapter: str = ADAPTER  # whose step it is
+
+
+class _Piece(NamedTuple):
+    """One micro-batch of one of the steps that are computed together."""
+
+    step: Step
+    micro: MicroBatch
 
 
 class Accumulator:
     """Adds up the gradients of steps under a memory plan, which it tightens where memory runs out."""
 
     def __init__(
-        self, base: Base, parameters: Sequence[Tensor], plan: MemoryPlan, accelerator: Accelerator, emit: Emit
+        self,
+        base: Base,
+        parameters: Sequence[Tensor],
+        plan: MemoryPlan,
+        accelerator: Accelerator,
+        emit: Emit,
+        *,
+        together: bool = False,
     ) -> None:
-        self.base, self.parameters, self.emit = base, parameters, emit
+        """`together`: several adapters are on the model, so each step's own must be named to its layers."""
+        self.base, self.parameters, self.emit, self.together = base, parameters, emit, together
         self.process = (accelerator.process_index, accelerator.num_processes)
         self.head = output_head(base.model)
+        self.align = (
+            ALIGN if base.device.type == "cpu" else 1
+        )  # where an adapter's tokens begin and end in a shared row
         self.plan = plan
         self._follow(plan)
 
-    def collate(self, batch: list[Encoded]) -> Step:
+    def collate(self, batch: list[Encoded], adapter: str = ADAPTER) -> Step:
         """Take this process's share of a step and pack it."""
         index, count = self.process
         mine, tokens = share_out(batch, count)[index], self.plan.tokens
         micros = pack(mine, tokens, isolate=self.base.packs)
         if self.base.device.type == "cuda":
             micros = [_pinned(micro) for micro in micros]
-        return Step(batch, trained_tokens(batch), mine, micros, tokens)
+        return Step(batch, trained_tokens(batch), mine, micros, tokens, adapter)
 
-    def add(self, step: Step) -> Tensor:
-        """Add the gradients of this process's share; return its part of the step's mean loss.
+    def alone(self, adapter: str) -> AbstractContextManager[None]:
+        """Inside, this adapter acts and no other."""
+        return routed([Route(adapter)]) if self.together else nullcontext()
+
+    def add(self, steps: Sequence[Step]) -> list[Tensor]:
+        """Add the gradients of this process's share of each step; return its part of each step's mean loss.
 
         Raises TrainingError if a single example does not fit into memory.
         """
         missing = [parameter.grad is None for parameter in self.parameters]
         random = torch.get_rng_state(), torch.cuda.get_rng_state() if self.base.device.type == "cuda" else None
         while True:
-            micros = step.micros
-            if step.tokens != self.plan.tokens:  # packed before memory ran out
-                micros = pack(step.mine, self.plan.tokens, isolate=self.base.packs)
-            loss, failed = self._attempt(micros, step.count)
+            losses, failed = self._attempt(self._rows([self._packed(step) for step in steps]))
             if failed is None:
-                return loss
+                return [losses[step.adapter] for step in steps]
             self._discard(missing, random)
-            self._tighten(failed, step.mine)
+            self._tighten(failed)
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -83,21 +108,54 @@ class Accumulator:
         recompute_layers(self.base.model, plan.recompute)
         keep_dense(self.base.model, plan.dense_bytes)
 
-    def _attempt(self, micros: Sequence[MicroBatch], count: int) -> tuple[Tensor, MicroBatch | None]:
-        """Run forward and backward; return the loss and the micro-batch at which memory ran out."""
-        loss = torch.zeros((), device=self.base.device)
+    def _packed(self, step: Step) -> Step:
+        """The step packed for the plan as it is now."""
+        if step.tokens == self.plan.tokens:
+            return step
+        micros = pack(step.mine, self.plan.tokens, isolate=self.base.packs)
+        return replace(step, micros=micros, tokens=self.plan.tokens)
+
+    def _rows(self, steps: Sequence[Step]) -> list[list[_Piece]]:
+        """Which micro-batches are computed in one row: each alone, or those of several adapters together."""
+        pieces = [_Piece(step, micro) for step in steps for micro in step.micros]
+        if not self.together:
+            return [[piece] for piece in pieces]
+        bins = best_fit(
+            [-(-piece.micro.input_ids.shape[1] // self.align) * self.align for piece in pieces], self.plan.tokens
+        )
+        return [[pieces[i] for i in sorted(members)] for members in bins]
+
+    def _attempt(self, rows: Sequence[list[_Piece]]) -> tuple[dict[str, Tensor], list[_Piece] | None]:
+        """Run forward and backward; return the loss of each adapter and the row at which memory ran out."""
+        losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.base.device))
         with packed_attention(self.base.model):
-            for micro in micros:
+            for row in rows:
                 try:
-                    with self._offloaded():
-                        part = trained_nll(self.base.model, self.head, micro.to(self.base.device), count)
-                    part.backward()
+                    parts = self._forward_backward(row)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    return loss, micro
-                loss += part.detach()
-        return loss, None
+                    return losses, row
+                for piece, part in zip(row, parts, strict=True):
+                    losses[piece.step.adapter] = losses[piece.step.adapter] + part
+        return losses, None
+
+    def _forward_backward(self, row: Sequence[_Piece]) -> Sequence[Tensor]:
+        """Part of the mean loss of each piece's step; the gradients are added to what is there."""
+        model, micros = self.base.model, [piece.micro for piece in row]
+        if self.together:
+            batch, bounds = join(micros, self.align)
+            pairs = zip(row, bounds, strict=True)
+            routes = [Route(piece.step.adapter, start, end) for piece, (start, end) in pairs]
+            acting: AbstractContextManager[None] = routed(routes)
+        else:
+            (batch,), acting = micros, nullcontext()
+        shares = [(piece.micro.trained, piece.step.count) for piece in row]
+        with acting:
+            with self._offloaded():
+                losses = shared_nll(model, self.head, batch.to(self.base.device), shares)
+            torch.stack(losses).sum().backward()
+        return [loss.detach() for loss in losses]
 
     def _offloaded(self) -> AbstractContextManager[object]:
         return torch.autograd.graph.save_on_cpu(pin_memory=True) if self.plan.offload else nullcontext()
@@ -114,19 +172,20 @@ class Accumulator:
             torch.cuda.set_rng_state(random[1])
             torch.cuda.empty_cache()
 
-    def _tighten(self, failed: MicroBatch, mine: Sequence[Encoded]) -> None:
+    def _tighten(self, failed: Sequence[_Piece]) -> None:
         """Ask for less memory next time. Raises TrainingError if there is nothing left to save."""
-        size = failed.input_ids.shape[1]
+        size = sum(piece.micro.input_ids.shape[1] for piece in failed)
         if self.plan.dense_bytes:
             self.plan = replace(self.plan, dense_bytes=0)
-        elif len(failed.rows) > 1:
+        elif sum(len(piece.micro.rows) for piece in failed) > 1:
             self.plan = replace(self.plan, tokens=size // 2)
         elif self.plan.recompute != 1:
             self.plan = replace(self.plan, recompute=1)
         elif self.base.device.type == "cuda" and not self.plan.offload:
             self.plan = replace(self.plan, offload=True)
         else:
-            where = mine[failed.rows[0]].where
+            (step, micro), *_ = failed
+            where = step.mine[micro.rows[0]].where
             raise TrainingError(
                 f"an example of {size:,} tokens does not fit into memory, alone and with every layer recomputed",
                 where=where,

@@ -67,11 +67,21 @@ def choose_plan(shape: ModelShape, work: Workload, step_tokens: int, room: int, 
     return MemoryPlan(max(work.longest, tokens), recompute, offload)
 
 
-def plan_memory(
-    base: Base, model: PeftModel, shape: ModelShape, work: Workload, step_tokens: int, cap: int | None = None
+def plan_memory(  # noqa: PLR0913 (the first four say what, the others how much)
+    base: Base,
+    model: PeftModel,
+    shape: ModelShape,
+    work: Workload,
+    step_tokens: int,
+    cap: int | None = None,
+    *,
+    reserved: int = 0,
 ) -> MemoryPlan:
-    """Choose on the real device, for the loaded model with its adapter. `cap`: bytes on it that may be used in all."""
-    room = free_bytes(base.device, cap)
+    """Choose on the real device, for the loaded model with its adapter.
+
+    `cap`: bytes on it that may be used in all. `reserved`: bytes of what is free that are for something else.
+    """
+    room = max(0, free_bytes(base.device, cap) - reserved)
     plans = [choose_plan(shape, work, step_tokens, room, factor) for factor in (1.0, DOUBT)]
     if plans[0] == replace(plans[1], dense_bytes=plans[0].dense_bytes):
         return plans[1]
@@ -159,7 +169,7 @@ def _saved_by(base: Base, model: PeftModel, batch: MicroBatch) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = trained_nll(base.model, output_head(base.model), batch, float(batch.trained))
-    torch.autograd.grad(loss, trained_parameters(model), allow_unused=True)
+    torch.autograd.grad(loss, list(trained_parameters(model).values()), allow_unused=True)
     return sum(sizes.values())
 
 

@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.errors import AdapterError
 from finetune.files import recover_folder, replace_folder, sha256_file
 from finetune.training.optimizer import restore_state, state_tensors
-from finetune.training.stopping import Best, trained
+from finetune.training.stopping import Best
 from finetune.training.telemetry import LogEntry, read_log, write_log
 
 _STATE, _PROGRESS, _LOG, _MANIFEST = "state.safetensors", "progress.json", "log.jsonl", "manifest.json"
@@ -40,10 +39,14 @@ class RunState:
 
 
 def save_checkpoint(
-    folder: Path, key: Mapping[str, str], model: PeftModel, optimizer: torch.optim.Optimizer, state: RunState
+    folder: Path,
+    key: Mapping[str, str],
+    named: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: RunState,
 ) -> None:
     """Write adapter, optimizer, random state, progress, log and the best adapter; `key` says of which run."""
-    tensors = {f"adapter.{name}": p.detach().contiguous() for name, p in trained(model)}
+    tensors = {f"adapter.{name}": p.detach().contiguous() for name, p in named.items()}
     tensors |= {f"optimizer.{name}": tensor for name, tensor in state_tensors(optimizer).items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.tensors.items()}
     tensors["random.cpu"] = torch.get_rng_state()
@@ -83,9 +86,9 @@ def check_key(folder: Path, key: Mapping[str, str]) -> None:
 
 
 def load_checkpoint(
-    folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer, patience: int | None = None
+    folder: Path, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, patience: int | None = None
 ) -> RunState:
-    """Put model, optimizer and random state back; `check_key` comes first. Raises AdapterError."""
+    """Put the parameters, optimizer and random state back; `check_key` comes first. Raises AdapterError."""
     try:
         tensors = load_file(folder / _STATE)
         saved = json.loads((folder / _PROGRESS).read_text())
@@ -93,7 +96,7 @@ def load_checkpoint(
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"checkpoint cannot be read ({error})", where=str(folder), fix=_FRESH) from None
     with torch.no_grad():
-        for name, parameter in trained(model):
+        for name, parameter in named.items():
             parameter.copy_(tensors[f"adapter.{name}"])
     restore_state(optimizer, _part(tensors, "optimizer."))
     torch.set_rng_state(tensors["random.cpu"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from finetune.data.batches import IGNORED, MicroBatch
 from finetune.errors import ModelError
 from finetune.model.attention import ALIGN, aligned, hidden_states
-from finetune.model.memory import CHUNK, CPU_LOGITS
+from finetune.model.memory import CHUNK, CPU_LOGITS, CPU_ROWS, FP32_LOGITS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,12 @@ class Head:
         """Rows of logits that exist at a time."""
         if self.weight.device.type != "cpu":
             return CHUNK
-        return min(CHUNK, max(ALIGN, CPU_LOGITS // len(self.weight) // ALIGN * ALIGN))
+        return min(CHUNK, max(CPU_ROWS, CPU_LOGITS // len(self.weight) // ALIGN * ALIGN))
+
+    @property
+    def block(self) -> int:
+        """Rows of these that exist in fp32 at a time."""
+        return self.chunk if self.weight.device.type != "cpu" else max(1, FP32_LOGITS // len(self.weight))
 
     def buffer(self, dtype: torch.dtype, rows: int) -> Tensor:
         """Memory for (rows, V) logits, kept: touching fresh memory costs more than the arithmetic."""
@@ -57,9 +63,17 @@ def trained_nll(model: PreTrainedModel, head: Head, batch: MicroBatch, denominat
     With the trained tokens of the whole optimizer step as denominator, summing this over its
     micro-batches and processes is the token-weighted mean, however the step was cut.
     """
+    return shared_nll(model, head, batch, [(batch.trained, denominator)])[0]
+
+
+def shared_nll(
+    model: PreTrainedModel, head: Head, batch: MicroBatch, shares: Sequence[tuple[int, float]]
+) -> list[Tensor]:
+    """The same of a row that several steps share: trained tokens of each, in the row's order, and its denominator."""
     hidden, targets = trained_rows(model, batch)
-    loss: Tensor = _FrozenHeadLoss.apply(hidden, targets, head, denominator)  # type: ignore[no-untyped-call]
-    return loss
+    sizes = [trained for trained, _ in shares]
+    parts = zip(hidden.split(sizes), targets.split(sizes), shares, strict=True)
+    return [_FrozenHeadLoss.apply(h, t, head, denominator) for h, t, (_, denominator) in parts]  # type: ignore[no-untyped-call]
 
 
 def trained_rows(model: PreTrainedModel, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -71,24 +85,29 @@ def trained_rows(model: PreTrainedModel, batch: MicroBatch) -> tuple[Tensor, Ten
 
 def row_nll(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
     """NLL of each target in fp32, (n,), without gradient; a chunk of logits at a time."""
-    parts = [
-        _nll(_logits(head, hidden[i : i + head.chunk]), targets[i : i + head.chunk, None])[0]
-        for i in range(0, len(hidden), head.chunk)
-    ]
+    parts = []
+    for chunk in _cut(len(hidden), head.chunk):
+        raw, target = _raw_logits(head, hidden[chunk]), targets[chunk, None]
+        parts += [_nll(_logits(head, raw[block]), target[block])[0] for block in _cut(len(target), head.block)]
     return torch.cat(parts)[:, 0] if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def _logits(head: Head, hidden: Tensor) -> Tensor:
-    """Logits (n, V) in fp32, in the head's own buffer: valid until the next call."""
+def _cut(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _raw_logits(head: Head, hidden: Tensor) -> Tensor:
+    """hidden W^T + bias in the head's dtype, rows aligned, in the head's own buffer: valid until the next call."""
     rows = F.pad(hidden, (0, 0, 0, aligned(len(hidden)) - len(hidden)))
     raw = head.buffer(head.weight.dtype, len(rows))
     if head.bias is None:
-        torch.mm(rows, head.weight.t(), out=raw)
-    else:
-        torch.addmm(head.bias, rows, head.weight.t(), out=raw)
-    logits = head.buffer(torch.float32, len(rows))[: len(hidden)]
-    if raw.dtype != torch.float32:
-        logits.copy_(raw[: len(hidden)])
+        return torch.mm(rows, head.weight.t(), out=raw)
+    return torch.addmm(head.bias, rows, head.weight.t(), out=raw)
+
+
+def _logits(head: Head, raw: Tensor) -> Tensor:
+    """Logits (n, V) in fp32: raw itself, changed, or a buffer that is valid until the next call."""
+    logits = raw if raw.dtype == torch.float32 else head.buffer(torch.float32, len(raw)).copy_(raw)
     if head.scale != 1.0:
         logits *= head.scale
     if head.softcap is not None:
@@ -104,6 +123,18 @@ def _nll(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return total.log() - picked, total
 
 
+def _nll_and_slope(head: Head, raw: Tensor, target: Tensor, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """NLL (n, 1), and if wanted its derivative by the logits before their scale, softmax - onehot, (n, V) in fp32."""
+    logits = _logits(head, raw)
+    slope = 1 - (logits / head.softcap).square_() if wanted and head.softcap is not None else None
+    nll, total = _nll(logits, target)
+    if not wanted:
+        return nll, None
+    delta = logits.div_(total)
+    delta.scatter_add_(1, target, torch.full_like(nll, -1.0))
+    return nll, delta if slope is None else delta.mul_(slope)
+
+
 class _FrozenHeadLoss(torch.autograd.Function):
     """Cross-entropy through a frozen head, its gradient computed chunk by chunk in the forward.
 
@@ -116,22 +147,15 @@ class _FrozenHeadLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0]
         gradient = hidden.new_empty(aligned(len(hidden)), hidden.shape[1]) if wanted else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, len(hidden), head.chunk):
-            rows, target = hidden[start : start + head.chunk], targets[start : start + head.chunk, None]
-            logits = _logits(head, rows)
-            slope = None if head.softcap is None else 1 - (logits / head.softcap).square_()
-            nll, total = _nll(logits, target)
-            loss += nll.sum()
-            if gradient is None:
-                continue
-            delta = logits.div_(total)
-            delta.scatter_add_(1, target, torch.full_like(nll, -1.0))
-            if slope is not None:
-                delta *= slope
-            low = head.buffer(head.weight.dtype, aligned(len(rows)))
-            if low.dtype != delta.dtype:
-                low[: len(rows)].copy_(delta)
-            torch.mm(low, head.weight, out=gradient[start : start + len(low)])
+        for chunk in _cut(len(hidden), head.chunk):
+            raw, target = _raw_logits(head, hidden[chunk]), targets[chunk, None]
+            for block in _cut(len(target), head.block):
+                nll, delta = _nll_and_slope(head, raw[block], target[block], wanted=wanted)
+                loss += nll.sum()
+                if delta is not None and raw.dtype != torch.float32:
+                    raw[block].copy_(delta)
+            if gradient is not None:
+                torch.mm(raw, head.weight, out=gradient[chunk.start : chunk.start + len(raw)])
         ctx.gradient, ctx.factor = None if gradient is None else gradient[: len(hidden)], head.scale / denominator
         return loss / denominator
 

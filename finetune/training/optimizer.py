@@ -30,23 +30,24 @@ def learning_rate(step: int, steps: int, section: TrainSection) -> float:
     return section.learning_rate * factors[section.schedule]
 
 
-def make_optimizer(model: nn.Module, section: TrainSection, methods: Iterable[str] = ()) -> torch.optim.Optimizer:
-    """Make the optimizer of all trained parameters; with lora+ among the methods, B moves faster than A.
+def make_optimizer(
+    named: Mapping[str, nn.Parameter], section: TrainSection, methods: Iterable[str] = ()
+) -> torch.optim.Optimizer:
+    """Make the optimizer of these parameters; with lora+ among the methods, B moves faster than A.
 
-    Raises DeviceError where the optimizer cannot run on the model's device.
+    Raises DeviceError where the optimizer cannot run on their device.
     """
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     ratio = LORA_PLUS if "lora+" in methods else 1.0
-    fast = {name for name, _ in trained if ratio != 1.0 and ".lora_B." in name}
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in trained if name not in fast], _RATIO: 1.0}]
+    fast = {name for name in named if ratio != 1.0 and ".lora_B." in name}
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in named.items() if name not in fast], _RATIO: 1.0}]
     if fast:
-        groups.append({"params": [p for name, p in trained if name in fast], _RATIO: ratio})
+        groups.append({"params": [p for name, p in named.items() if name in fast], _RATIO: ratio})
     settings: dict[str, Any] = {"lr": section.learning_rate, "weight_decay": 0.0}
     if section.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=True, **settings)
     if section.optimizer == "adamw_8bit":
         return AdamW8bit(groups, **settings)
-    if any(parameter.device.type != "cuda" for _, parameter in trained):
+    if any(parameter.device.type != "cuda" for parameter in named.values()):
         what = "train.optimizer paged_adamw_8bit pages its state between a GPU and the CPU, and this run is on the CPU"
         raise DeviceError(what, fix="set train.optimizer to adamw_8bit or adamw")
     return PagedAdamW8bit(groups, **settings)

@@ -15,7 +15,9 @@ from finetune.journal import Journal
 from finetune.model.attention import packed_attention
 from finetune.training.loss import Head, output_head, row_nll, trained_rows
 
-CPU_TOKENS = 1024  # of a packed row on a CPU: 2,048 take more memory (docs/evaluation.md)
+# Tokens of a packed row on a CPU, by the width of the model: longer rows are faster where products are wide, and
+# take more memory, which counts beside a small base (docs/evaluation.md).
+NARROW, CPU_TOKENS, CPU_TOKENS_NARROW = 512, 2048, 1152
 
 
 class RowScore(NamedTuple):
@@ -34,7 +36,8 @@ def score_rows(
     """
     scores, journal, head = [RowScore(0.0, 0)] * len(rows), journal or Journal(), output_head(model)
     if model.device.type == "cpu":
-        budget = min(budget, CPU_TOKENS)
+        narrow = model.config.get_text_config().hidden_size < NARROW
+        budget = min(budget, CPU_TOKENS_NARROW if narrow else CPU_TOKENS)
     was_training = model.training
     model.eval()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -32,25 +33,20 @@ class Best:
         place = [step for step, _ in self.losses].index(int(self.step or 0))
         return len(self.losses) - 1 - place >= self.patience
 
-    def note(self, step: int, loss: float, model: nn.Module) -> None:
+    def note(self, step: int, loss: float, named: Mapping[str, nn.Parameter]) -> None:
         """Remember an evaluation, and the adapter if it is the best so far."""
         if self.patience is None:
             return
         self.losses.append((step, loss if math.isfinite(loss) else math.inf))
         if self.step == step:
-            self.tensors = {name: p.detach().to("cpu", copy=True) for name, p in trained(model)}
+            self.tensors = {name: p.detach().to("cpu", copy=True) for name, p in named.items()}
 
     @torch.no_grad()
-    def put_back(self, model: nn.Module) -> None:
-        """Make the best adapter the model's."""
-        for name, parameter in trained(model):
+    def put_back(self, named: Mapping[str, nn.Parameter]) -> None:
+        """Make the best adapter the run's."""
+        for name, parameter in named.items():
             if name in self.tensors:
                 parameter.copy_(self.tensors[name])
-
-
-def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Name and parameter of everything that is trained."""
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def check_heldout(patience: int | None, rows: int) -> None:

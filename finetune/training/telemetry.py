@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ class StepEvent:
     tokens_per_second: float
     seconds: float  # since the run began
     memory_bytes: int  # peak
+    run: str = ""  # its name where several are trained together
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class HeldoutEvent:
 
     step: int
     heldout_loss: float
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,21 @@ Emit = Callable[[Event], None]
 
 
 def log_entry(event: StepEvent | HeldoutEvent) -> LogEntry:
-    return dict(asdict(event))
+    return {key: value for key, value in asdict(event).items() if key != "run"}
+
+
+def tagged(emit: Emit, run: str) -> Emit:
+    """Say with every event which run it is of, where there are several."""
+
+    def say(event: Event) -> None:
+        if not run:
+            emit(event)
+        elif isinstance(event, NoticeEvent):
+            emit(NoticeEvent(f"{run}: {event.text}"))
+        else:
+            emit(replace(event, run=run))
+
+    return say
 
 
 def write_log(path: Path, log: Sequence[LogEntry]) -> None:

@@ -54,7 +54,7 @@ def test_each_segment_is_attention_on_its_own(
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("window", [None, 3])
 def test_without_gradient_each_segment_is_attention_on_its_own(kv_heads: int, window: int | None) -> None:
-    """As in scoring: one call per segment, and the same value as with gradient."""
+    """As in scoring: segments of like length in one call, and the same value as with gradient."""
     torch.manual_seed(0)
     inputs = [torch.randn(1, heads, 50, 8) for heads in (4, kv_heads, kv_heads)]
     out, _ = segment_attention(nn.Identity(), *inputs, None, segments=SEGMENTS, sliding_window=window, scaling=8**-0.5)
@@ -67,7 +67,7 @@ def test_one_input_with_a_gradient_is_enough_for_the_way_of_training(
     trained: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An adapter on the keys or values of the first layer alone leaves its queries without one."""
-    monkeypatch.delattr(attention, "_one_by_one")
+    monkeypatch.delattr(attention, "_without_gradient")
     inputs = [torch.randn(1, 2, 50, 8) for _ in range(3)]
     inputs[trained].requires_grad_()
     out, _ = segment_attention(nn.Identity(), *inputs, None, segments=SEGMENTS)

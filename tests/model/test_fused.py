@@ -7,22 +7,24 @@ import torch
 from torch import nn
 
 from finetune.model.base import Base
-from finetune.model.fused import FusedLinear4bit, _LoraMatmul
+from finetune.model.fused import FusedLinear4bit, Route, _LoraMatmul
 from finetune.model.lora import attach
 from finetune.recipe import AdapterSection
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("routes", [[Route("a")], [Route("a", 0, 2), Route("b", 2, 5)]])
+def test_gradients_are_those_of_finite_differences(routes: list[Route]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
-    a = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    parts = []
+    for rank in range(2, 2 + len(routes)):
+        parts += [torch.randn(rank, 5, dtype=torch.float64), torch.randn(4, rank, dtype=torch.float64)]
     frozen = nn.Linear(5, 4, dtype=torch.float64).requires_grad_(False)
 
-    def layer(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return _LoraMatmul.apply(x, a, b, 1.7, frozen)  # type: ignore[no-any-return]
+    def layer(x: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        return _LoraMatmul.apply(x, frozen, routes, [1.7, 0.3][: len(routes)], *parts)  # type: ignore[no-any-return]
 
-    assert torch.autograd.gradcheck(layer, (x, a, b))
+    assert torch.autograd.gradcheck(layer, (x, *(part.requires_grad_() for part in parts)))
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora"])

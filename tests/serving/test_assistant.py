@@ -10,9 +10,9 @@ from finetune.data.messages import Message
 from finetune.errors import AdapterError
 from finetune.model.base import Base, weights_sha256
 from finetune.model.lora import attach
-from finetune.model.store import CARD, BaseCard, Card
 from finetune.recipe import AdapterSection, GenerationSection
 from finetune.serving.assistant import Assistant
+from finetune.store.folders import CARD, BaseCard, Card
 from tests.conftest import MakeBase
 from tests.test_invariants import stir
 

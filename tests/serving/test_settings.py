@@ -1,4 +1,4 @@
-"""A recipe's settings are enough to answer with; chat and generate know three more."""
+"""A recipe's settings are enough to answer with; chat, generate and the server know more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ def test_whole_settings_stay_what_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"stop": ("",)}, {"frequency_penalty": 2.5}, {"presence_penalty": -3.0}, {"top_p": 0.0}]
+    "wrong",
+    [
+        {"stop": ("",)},
+        {"frequency_penalty": 2.5},
+        {"presence_penalty": -3.0},
+        {"top_p": 0.0},
+        {"top_k": -1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+    ],
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

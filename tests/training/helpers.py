@@ -16,7 +16,8 @@ from finetune.model.base import Base
 from finetune.model.lora import attach
 from finetune.recipe import AdapterSection, TrainSection
 from finetune.training.budget import MemoryPlan
-from finetune.training.loop import TrainingJob, TrainResult, train
+from finetune.training.loop import train
+from finetune.training.run import TrainingJob, TrainResult
 from finetune.training.telemetry import Event
 
 SECTION = TrainSection(epochs=2.0, batch_size=8, learning_rate=5e-3)

@@ -51,7 +51,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, *, finit
 def test_with_lora_plus_b_moves_sixteen_times_as_far_in_the_first_step() -> None:
     model = Model(64)
     before = [parameter.detach().clone() for parameter in model.both]
-    optimizer = make_optimizer(model, TrainSection(), ["lora+"])
+    optimizer = make_optimizer(dict(model.named_parameters()), TrainSection(), ["lora+"])
     step(model, optimizer, 0)
     # The first step of AdamW is the rate in every place, whatever the gradient.
     moved = [float((p.detach() - old).abs().mean()) for p, old in zip(model.both, before, strict=True)]
@@ -62,13 +62,13 @@ def test_with_lora_plus_b_moves_sixteen_times_as_far_in_the_first_step() -> None
 def test_a_state_that_is_put_back_goes_on_bit_for_bit(name: str) -> None:
     section = TrainSection(optimizer=name)  # type: ignore[arg-type]
     first, second = Model(SIZES[name]), Model(SIZES[name])
-    optimizer = make_optimizer(first, section, ["lora+"])
+    optimizer = make_optimizer(dict(first.named_parameters()), section, ["lora+"])
     for seed in range(3):
         step(first, optimizer, seed)
     saved = state_tensors(optimizer)
     assert {tensor.dtype for key, tensor in saved.items() if "state" in key} <= {torch.uint8}
     second.load_state_dict(first.state_dict())
-    other = make_optimizer(second, section, ["lora+"])
+    other = make_optimizer(dict(second.named_parameters()), section, ["lora+"])
     restore_state(other, saved)
     for seed in range(3, 6):
         step(first, optimizer, seed)
@@ -80,7 +80,7 @@ def test_a_state_that_is_put_back_goes_on_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_gradients_that_are_not_finite_are_never_applied(name: str) -> None:
     model = Model(SIZES[name])
-    optimizer = make_optimizer(model, TrainSection(optimizer=name))  # type: ignore[arg-type]
+    optimizer = make_optimizer(dict(model.named_parameters()), TrainSection(optimizer=name))  # type: ignore[arg-type]
     step(model, optimizer, 0)
     before = [parameter.detach().clone() for parameter in model.both]
     model.both[0].grad = torch.full_like(model.both[0], float("nan"))

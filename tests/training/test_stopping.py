@@ -12,9 +12,9 @@ from torch import nn
 
 from finetune.data.examples import Example
 from finetune.errors import RecipeError
-from finetune.model.store import find_adapter
 from finetune.pipeline import train
 from finetune.recipe import TrainSection, load_recipe
+from finetune.store.folders import find_adapter
 from finetune.training.stopping import Best
 from finetune.training.telemetry import Event, NoticeEvent
 from tests.conftest import MakeBase
@@ -45,9 +45,9 @@ def test_it_waits_for_a_fall_as_often_as_it_may(
     for step, loss in enumerate(losses):
         with torch.no_grad():
             model.weight.fill_(step)
-        found.note(step, loss, model)
+        found.note(step, loss, dict(model.named_parameters()))
     assert (found.done, found.step) == (done, best)
-    found.put_back(model)
+    found.put_back(dict(model.named_parameters()))
     assert model.weight.item() == (len(losses) - 1 if best is None else best)
 
 
