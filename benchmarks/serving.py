@@ -37,6 +37,7 @@ from serving_bank import Place, measure_batches, measure_resident, measure_swaps
 from finetune.model.base import load_base
 from finetune.provenance import versions
 from finetune.recipe import BaseSection
+from finetune.serving.forward import evaluating
 
 RESULTS = Path(__file__).parent / "results" / "serving-cpu.json"
 PRECISIONS = {"nf4": ("nf4", "bfloat16"), "bf16": ("none", "bfloat16"), "fp32": ("none", "float32")}
@@ -55,9 +56,10 @@ def run(shape: str, precision: str, measures: Sequence[str], rounds: int) -> dic
         where = workloads.model_folder(shape, Path(folder) / "models")
         section = BaseSection(model=where, quantization=quantization, dtype=dtype)
         base = load_base(section, torch.device("cpu"))
-        for name in measures:
-            found[name] = MEASURES[name](Place(section, base, Path(folder) / name), rounds)
-            gc.collect()
+        with evaluating(base.model):  # as the engine does: 4-bit weights dequantised once, where memory allows
+            for name in measures:
+                found[name] = MEASURES[name](Place(section, base, Path(folder) / name), rounds)
+                gc.collect()
     return found
 
 

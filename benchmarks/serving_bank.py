@@ -19,8 +19,10 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 
 from finetune.model.base import Base, load_base
+from finetune.model.dense import keep_dense
 from finetune.recipe import BaseSection
 from finetune.serving.bank import AdapterBank
+from finetune.serving.forward import spare_bytes
 from finetune.store.folders import BaseCard, Card
 from finetune.store.weights import PREFIX, linear_shapes
 
@@ -137,6 +139,7 @@ def _routed(bank: AdapterBank, slots: Sequence[int], step: Stepper) -> Way:
 def _by_peft(place: Place, names: Sequence[str]) -> PeftModel:
     """PEFT's own layers over a base of its own, all adapters loaded and the first one set."""
     base = load_base(place.section, torch.device("cpu"))
+    keep_dense(base.model, spare_bytes(base.device))  # as ours
     model = PeftModel.from_pretrained(base.model, str(place.folder / names[0]), adapter_name=names[0])
     for name in names[1:]:
         model.load_adapter(str(place.folder / name), adapter_name=name)

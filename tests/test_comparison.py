@@ -24,6 +24,7 @@ from finetune.model.base import load_base
 from finetune.pipeline import train
 from finetune.recipe import Recipe, load_recipe
 from finetune.serving import assistant
+from finetune.serving.forward import Forward, evaluating
 from finetune.store.folders import find_adapter
 
 Found = tuple[ScoreTable, tuple[Sample, ...]]
@@ -68,6 +69,8 @@ def counted(model: nn.Module) -> Iterator[Work]:
 
 def the_field(recipe: Recipe, *names: str) -> Field:
     base = load_base(recipe.base, torch.device("cpu"))
+    with evaluating(base.model):
+        Forward(base.model).serves_rows()  # tried once per model: no part of what is counted
     adapters = [find_adapter(name, recipe.output) for name in names or ("shop",)]
     return make_field(recipe.base, base, adapters, {})
 

@@ -23,8 +23,8 @@ from finetune.model.base import Base, assert_trainable_through, linear4bit_layer
 from finetune.model.lora import attach, load_adapter
 from finetune.recipe import AdapterSection, TrainSection
 from finetune.training.budget import MemoryPlan
-from finetune.training.run import TrainingJob
 from finetune.training.loss import output_head, trained_nll
+from finetune.training.run import TrainingJob
 from finetune.training.scoring import score_rows
 from finetune.training.telemetry import Event, StepEvent
 from tests.conftest import MakeBase

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.app import Overrides, Store, app, out, say
+from finetune.cli.app import Overrides, Store, app, err, out, say
 from finetune.errors import FinetuneError
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ StoredName = Annotated[str, typer.Argument(metavar="NAME", help="an adapter's na
 @app.command("list")
 def list_command(store: Store = Path("adapters")) -> None:
     """List the adapters of a folder."""
-    from finetune.store.folders import list_adapters
+    from finetune.store.folders import read_store
     from finetune.terminal.adapters import adapters_table
 
-    adapters = list_adapters(store)
+    adapters, unreadable = read_store(store)
+    for error in unreadable:
+        err.print(f"warning: {error}", markup=False, highlight=False, soft_wrap=True)
     if not adapters:
         say(f"{store} holds no adapter; train one with finetune train recipes/pizza.yaml")
         return

@@ -25,6 +25,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted overrides, such as train.epochs=1")
 ]
 Store = Annotated[Path, typer.Option(help="folder that holds adapter folders")]
+Force = Annotated[bool, typer.Option("--force", help="load adapters of another base, too, and say what that gives up")]
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from finetune.cli.app import Store, app, say
+from finetune.cli.app import Force, Store, app, say
 from finetune.cli.sizes import parse_bytes
 from finetune.errors import FinetuneError
 
@@ -28,6 +28,23 @@ class Backend(enum.StrEnum):
     vllm = "vllm"
 
 
+ApiKey = Annotated[str | None, typer.Option(envvar="FINETUNE_API_KEY", help="what clients must send as bearer token")]
+AdminKey = Annotated[
+    str | None, typer.Option(envvar="FINETUNE_ADMIN_KEY", help="for loading and unloading; without one, nobody may")
+]
+MaxRows = Annotated[int, typer.Option(min=1, max=1024, help="answers written at the same time", rich_help_panel=LIMITS)]
+MaxWaiting = Annotated[
+    int, typer.Option(min=1, max=65536, help="requests that wait; more get 429", rich_help_panel=LIMITS)
+]
+MaxBody = Annotated[str, typer.Option(metavar="SIZE", help="of a request", rich_help_panel=LIMITS)]
+Timeout = Annotated[
+    float, typer.Option(min=1, metavar="SECONDS", help="for one answer, waiting included", rich_help_panel=LIMITS)
+]
+Grace = Annotated[
+    float, typer.Option(min=0, metavar="SECONDS", help="for running answers when stopped", rich_help_panel=LIMITS)
+]
+
+
 @app.command()
 def serve(
     adapters: Annotated[
@@ -39,28 +56,17 @@ def serve(
         str, typer.Option(help="address to listen on; others than this machine's own need a key")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8000,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="FINETUNE_API_KEY", help="what clients must send as bearer token")
-    ] = None,
-    admin_key: Annotated[
-        str | None, typer.Option(envvar="FINETUNE_ADMIN_KEY", help="for loading and unloading; without one, nobody may")
-    ] = None,
+    api_key: ApiKey = None,
+    admin_key: AdminKey = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="listen on other addresses without a key all the same")
     ] = False,
-    max_rows: Annotated[
-        int, typer.Option(min=1, max=1024, help="answers written at the same time", rich_help_panel=LIMITS)
-    ] = 32,
-    max_waiting: Annotated[
-        int, typer.Option(min=1, max=65536, help="requests that wait; more get 429", rich_help_panel=LIMITS)
-    ] = 256,
-    max_body: Annotated[str, typer.Option(metavar="SIZE", help="of a request", rich_help_panel=LIMITS)] = "1MiB",
-    timeout: Annotated[
-        float, typer.Option(min=1, metavar="SECONDS", help="for one answer, waiting included", rich_help_panel=LIMITS)
-    ] = 600.0,
-    grace: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="for running answers when stopped", rich_help_panel=LIMITS)
-    ] = 30.0,
+    force: Force = False,
+    max_rows: MaxRows = 32,
+    max_waiting: MaxWaiting = 256,
+    max_body: MaxBody = "1MiB",
+    timeout: Timeout = 600.0,
+    grace: Grace = 30.0,
     engine: Annotated[
         Backend, typer.Option(help="vllm: run vLLM with the same base and adapters, or print how to")
     ] = Backend.finetune,
@@ -92,7 +98,8 @@ def serve(
 
     with bind(host, port) as bound:
         limits = EngineLimits(max_rows=max_rows, max_waiting=max_waiting)
-        loaded = load(choose(adapters or [], base, store), store=store, limits=limits, options=options, warn=say)
+        choice = choose(adapters or [], base, store, force=force)
+        loaded = load(choice, store=store, limits=limits, options=options, warn=say)
         Server(loaded, on_ready=lambda: _welcome(loaded, address(bound))).run([bound])
     say("stopped")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from finetune.cli.app import Store, app, err, out, say
+from finetune.cli.app import Force, Store, app, err, out, say
 from finetune.errors import FinetuneError
 
 Adapters = Annotated[
@@ -27,7 +27,6 @@ Repetition = Annotated[float, typer.Option(help="divides logits of tokens in the
 Frequency = Annotated[float, typer.Option(help="penalty per earlier occurrence of a token")]
 Presence = Annotated[float, typer.Option(help="penalty once a token has occurred")]
 Seed = Annotated[int, typer.Option(help="seed of the sampling")]
-Force = Annotated[bool, typer.Option("--force", help="load adapters of another base, too, and say what that gives up")]
 
 
 @app.command()

@@ -27,6 +27,7 @@ from finetune.data.template import ChatTemplate
 from finetune.errors import ModelError
 from finetune.files import sha256_file
 from finetune.model.attention import keeps_segments_apart
+from finetune.model.dense import multiply_by_kept
 from finetune.model.device import keep_freed_memory
 from finetune.model.fitting import make_lean_layers
 from finetune.model.hub import explain, hub_options, local_path
@@ -75,6 +76,7 @@ def load_base(section: BaseSection, device: torch.device, template: ChatTemplate
         )
     model.requires_grad_(False)
     keep_trainable_through(model)
+    multiply_by_kept(model)
     make_lean(model)
     make_lean_layers(model)
     if device.type == "cpu":

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
@@ -14,6 +19,8 @@ _KEPT = "finetune_dense"  # attribute of a linear: its weight dequantised, (out,
 _KEPT_WITH = "finetune_dense_rows"  # attribute of the first of several: theirs, one below the other
 _GROUP = "finetune_group"  # attribute of the first of several that are kept together
 _scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+_holders: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by a model's first 4-bit linear: `dense_kept`s
+_holding = threading.Lock()
 
 
 def dense_rows(linears: Sequence[nn.Module], dtype: torch.dtype) -> Tensor:
@@ -57,6 +64,52 @@ def drop_dense(model: nn.Module) -> None:
     for module in model.modules():
         for name in (_KEPT, _KEPT_WITH):
             module.__dict__.pop(name, None)
+
+
+@contextmanager
+def dense_kept(model: nn.Module, budget: Callable[[torch.device], int]) -> Iterator[None]:
+    """Inside, copies as of `keep_dense` are there, within so many bytes; those that are there already are left alone.
+
+    Any thread may enter; the last to leave drops the copies.
+    """
+    first = next((module for module in model.modules() if isinstance(module, Linear4bit)), None)
+    if first is None:
+        yield
+        return
+    with _holding:
+        mine = first in _holders or not any(_KEPT in module.__dict__ for module in model.modules())
+        if mine and first not in _holders:
+            keep_dense(model, budget(_device(first)))
+        if mine:
+            _holders[first] = _holders.get(first, 0) + 1
+    try:
+        yield
+    finally:
+        with _holding:
+            if mine:
+                _holders[first] -= 1
+            if mine and not _holders[first]:
+                del _holders[first]
+                drop_dense(model)
+
+
+def multiply_by_kept(model: nn.Module) -> None:
+    """Let 4-bit linears on a CPU multiply by their kept copy, where there is one and no gradient is wanted.
+
+    bitsandbytes does the same there, with a copy that it makes anew each time: the numbers are equal bit for bit.
+    On a GPU it has kernels that multiply by 4 bits at once.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and _device(module).type == "cpu":
+            module.__dict__["forward"] = MethodType(_forward, module)
+
+
+def _forward(linear: Any, x: Tensor) -> Tensor:
+    kept, bias = linear.__dict__.get(_KEPT), linear.bias
+    as_usual = kept is None or torch.is_grad_enabled() or not x.dtype == kept.dtype == linear.compute_dtype
+    if as_usual or (bias is not None and bias.dtype != x.dtype):
+        return type(linear).forward(linear, x)  # type: ignore[no-any-return]
+    return F.linear(x, kept, bias)
 
 
 def group_dense(linears: Sequence[nn.Module]) -> None:

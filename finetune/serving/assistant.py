@@ -15,9 +15,11 @@ from finetune.data.messages import Message
 from finetune.evaluation.checks import Answer
 from finetune.journal import Journal
 from finetune.model.base import Base, load_base
+from finetune.model.dense import dense_kept
 from finetune.model.device import pick_device
 from finetune.recipe import BaseSection, GenerationSection
 from finetune.serving.bank import AdapterBank, Lease
+from finetune.serving.forward import spare_bytes
 from finetune.serving.generation import generate, stream
 from finetune.serving.settings import sampling
 from finetune.store.folders import StoredAdapter
@@ -104,7 +106,8 @@ class Assistant:
     @contextmanager
     def adapted(self, adapter: str | None) -> Iterator[Base]:
         """Give the base as this adapter, or none, makes it, for scoring."""
-        with self.bank.lease(adapter) as lease, self.bank.routed([lease.slot]):
+        kept = dense_kept(self.base.model, spare_bytes)
+        with kept, self.bank.lease(adapter) as lease, self.bank.routed([lease.slot]):
             yield self.base
 
     def _prompt(self, conversation: Sequence[Message], lease: Lease) -> list[int]:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune.errors import AdapterError
 from finetune.recipe import BaseSection
-from finetune.store.folders import StoredAdapter, find_adapter, list_adapters
+from finetune.store.cards import base_section
+from finetune.store.folders import StoredAdapter, find_adapter, read_store
 
 
 @dataclass(frozen=True)
@@ -20,17 +19,12 @@ class Choice:
     base: BaseSection
     adapters: tuple[StoredAdapter, ...]
     asked: bool
+    unreadable: tuple[AdapterError, ...] = ()  # adapters of the store that were not asked for and cannot be read
+    force: bool = False  # serve adapters of another base, too
 
 
-def choose(names: Sequence[str], base: str | None, store: Path) -> Choice:
+def choose(names: Sequence[str], base: str | None, store: Path, *, force: bool = False) -> Choice:
     """Find the adapters, or all of the store, and their base. Raises AdapterError."""
-    found = tuple(find_adapter(name, store) for name in names) if names else tuple(list_adapters(store))
-    if base is not None or not found:
-        return Choice(BaseSection(model=base or "tiny"), found, bool(names))
-    first = found[0]
-    try:
-        given = first.card.base.model_dump(include={"model", "revision", "quantization"})
-        return Choice(BaseSection.model_validate(given), found, bool(names))
-    except ValidationError as error:
-        what = f"its card names no base: {error.errors()[0]['msg']}"
-        raise AdapterError(what, where=str(first.folder), fix="name the base with --base") from None
+    found, unreadable = ([find_adapter(name, store) for name in names], []) if names else read_store(store)
+    section = base_section(found[0]) if base is None and found else BaseSection(model=base or "tiny")
+    return Choice(section, tuple(found), bool(names), tuple(unreadable), force)

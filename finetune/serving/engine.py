@@ -25,7 +25,7 @@ from finetune.serving.requests import Failure, Finish, Request
 from finetune.serving.rows import Row
 from finetune.serving.sampling import NOT_FINITE, Choice, Draws
 from finetune.serving.scheduler import Scheduler
-from finetune.serving.structured import Grammars, JsonConstraint
+from finetune.serving.structured import Grammars, JsonConstraint, SchemaError
 from finetune.serving.text import AnswerReader
 from finetune.serving.tickets import Narrator, Ticket, TokenTexts
 
@@ -261,7 +261,7 @@ class Engine:
         job.narrator.tell(job.ticket, choice)
         constraint = row.draws.constraint
         if isinstance(constraint, JsonConstraint) and constraint.error is not None:
-            self._leave(job, Failure(ModelError(f"the answer cannot follow its JSON schema: {constraint.error}")))
+            self._leave(job, Failure(SchemaError(f"the answer cannot follow its JSON schema: {constraint.error}")))
         elif row.finished:
             self._leave(job, job.narrator.finish("stop" if row.stopped else "length"))
 

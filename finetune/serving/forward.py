@@ -14,7 +14,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from finetune.errors import ModelError
+from finetune.model.dense import dense_kept
 from finetune.serving.cache import RowCache
+from finetune.training.budget import free_bytes
 
 SERVED = "finetune_rows"  # attribute of a model that was tried: whether each row may have a length of its own
 _TOLERANCE = 0.05  # bf16 rounding gives 0.01; one token too many or too few far more
@@ -138,11 +140,20 @@ class Forward:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off, then back on in exactly those modules that had it on."""
+    """Switch dropout and the like off, then back on in exactly those modules that had it on.
+
+    On a CPU 4-bit weights are dequantised once for all that runs inside, where memory allows.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        yield
+        with dense_kept(model, spare_bytes):
+            yield
     finally:
         for module in training:
             module.training = True
+
+
+def spare_bytes(device: torch.device) -> int:
+    """Bytes for dequantised weights: half of what is free, for caches grow and adapters are loaded."""
+    return free_bytes(device) // 2 if device.type == "cpu" else 0

@@ -93,6 +93,11 @@ class Stacks:
         self.version = 0  # of the places
         self._filled: dict[int, _Filled] = {}
 
+    def line_up(self, members: Sequence[Member]) -> list[int]:
+        """Give the members the first places, in this order, so that as many rows need not be put in order."""
+        self._set(list(members))
+        return list(range(len(members)))
+
     def place(self, members: Sequence[Member]) -> list[int]:
         """Give each member a place and return them; others lose theirs only if it is needed, or too many are idle."""
         places = self.places[: len(members)] if len(self.places) > 2 * len(members) else list(self.places)
@@ -155,10 +160,13 @@ def _fill(old: _Filled | None, places: Sequence[Member | None], number: int, ver
     if room is None or len(room.a) < len(places) or not rank <= room.a.shape[1] <= 2 * rank:
         capacity, there = 1 << (len(places) - 1).bit_length(), ()
         room = Pair(*(given[0][i].new_empty(capacity, rank, given[0][i].shape[1]) for i in (0, 1)))
-    for place, (slot, pair) in enumerate(zip(slots, pairs, strict=True)):
-        if place < len(there) and there[place] == slot:
-            continue
-        for target, source in zip(room, pair or (None, None), strict=True):
+    new = [place for place, slot in enumerate(slots) if there[place : place + 1] != (slot,)]
+    if len(new) == len(given) == len(places) and {len(pair.a) for pair in given} == {room.a.shape[1]}:
+        for i in (0, 1):  # in one go, not by many small copies
+            torch.stack([pair[i] for pair in given], out=room[i][: len(places)])
+        new = []
+    for place in new:
+        for target, source in zip(room, pairs[place] or (None, None), strict=True):
             used = 0 if source is None else len(source)
             if source is not None:
                 target[place, :used].copy_(source)
@@ -203,7 +211,8 @@ class Mixed(Plan):
 
     def _arrange(self) -> None:
         """Work out where each row goes: place by place, the rows of an adapter padded to those of the largest."""
-        places = self.stacks.place(self.members)
+        lined_up = len(self.members) == len(self.rows)  # a row each: a few copies now are less than sorting every step
+        places = self.stacks.line_up(self.members) if lined_up else self.stacks.place(self.members)
         gather, back = [0] * (len(self.stacks.places) * self.each), dict[int, int]()
         for place, member in zip(places, self.members, strict=True):
             for number, row in enumerate(self.groups[member.slot]):

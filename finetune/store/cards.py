@@ -50,7 +50,8 @@ def base_section(adapter: StoredAdapter) -> BaseSection:
         section = BaseSection.model_validate(known)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise AdapterError(f"its card names no base: {reason}", where=str(adapter.folder)) from None
+        what = f"its card names no base: {reason}"
+        raise AdapterError(what, where=str(adapter.folder), fix="name the base with --base") from None
     try:
         place = read_config(adapter.folder).base_model_name_or_path
     except AdapterError:

@@ -127,11 +127,25 @@ def _read_folder(folder: Path, name: str, store: str | Path) -> StoredAdapter:
 
 
 def list_adapters(store: str | Path = "adapters") -> list[StoredAdapter]:
-    """Every adapter folder of a store, by name; what a link leads to outside is no part of it."""
+    """Every adapter of a store that can be read, by name."""
+    return read_store(store)[0]
+
+
+def read_store(store: str | Path = "adapters") -> tuple[list[StoredAdapter], list[AdapterError]]:
+    """Every adapter folder of a store, by name, and what is wrong with those whose card cannot be read.
+
+    What a link leads to outside is no part of it.
+    """
     root = Path(store).resolve()
-    found = sorted(path.parent for path in Path(store).glob(f"*/{CARD}") if not path.parent.name.startswith("."))
-    folders = [folder for folder in found if (folder / WEIGHTS).exists() and folder.resolve().is_relative_to(root)]
-    return [StoredAdapter(folder.name, folder, read_card(folder)) for folder in folders]
+    cards = sorted(path.parent for path in Path(store).glob(f"*/{CARD}") if not path.parent.name.startswith("."))
+    folders = [folder for folder in cards if (folder / WEIGHTS).exists() and folder.resolve().is_relative_to(root)]
+    found, unreadable = list[StoredAdapter](), list[AdapterError]()
+    for folder in folders:
+        try:
+            found.append(StoredAdapter(folder.name, folder, read_card(folder)))
+        except AdapterError as error:
+            unreadable.append(error)
+    return found, unreadable
 
 
 def read_card(folder: Path) -> Card:

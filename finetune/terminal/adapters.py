@@ -55,34 +55,46 @@ def _facts(card: Card, folder: Path) -> Iterator[tuple[str, str]]:
     if card.source is not None:
         at = f" at {card.source.revision}" if card.source.revision else ""
         yield "from", f"{card.source.kind}: {card.source.place}{at}"
-    yield "base", f"{card.base.model} {card.base.revision or ''} in {card.base.quantization}"
-    parts = ", ".join(f"{part} {digest[:12]}" for part, digest in card.base.fingerprint.items())
-    yield "base fingerprint", parts + ("" if card.base.verified else "; not verified: named at the import")
-    yield "licence of the base", card.base.licence or "not known"
+    yield from _facts_of_base(card)
     yield "adapter", f"{card.method}, r {card.r}, alpha {card.alpha:g}, {size / 1024**2:.1f} MiB"
+    yield from _facts_of_training(card)
+    yield "system prompt", card.system or "none"
+    yield "created", card.created
+    yield "versions", ", ".join(f"{name} {value}" for name, value in card.versions.items()) or "not known"
+    for name, m in card.metrics.items():
+        yield name, f"{m['value']:.4g} ({m['low']:.4g} to {m['high']:.4g})"
+    yield from (("data", f"{name} sha256 {digest[:12]}") for name, digest in card.data.items())
+    if not card.data:
+        yield "data", "not known"
+    yield "recipe", f"sha256 {card.recipe_sha256[:12]}" if card.recipe_sha256 else "no hash in the card"
+    yield from (("file", f"{name} sha256 {digest[:12]}") for name, digest in card.files.items())
+    report = folder / "report" / "report.html"
+    yield "report", str(report) if report.exists() else "none; run finetune eval"
+
+
+def _facts_of_base(card: Card) -> Iterator[tuple[str, str]]:
+    base = card.base
+    yield "base", f"{base.model} {base.revision or ''} in {base.quantization}"
+    # In full: whoever compares two bases compares these.
+    yield from ((f"base {part.replace('_', ' ')}", f"sha256 {digest}") for part, digest in base.fingerprint.items())
+    yield from (("base file", f"{name} sha256 {digest}") for name, digest in base.weights_sha256.items())
+    if not base.verified:
+        yield "base checked", "not verified: named at the import"
+    yield "licence of the base", base.licence or "not known"
+
+
+def _facts_of_training(card: Card) -> Iterator[tuple[str, str]]:
     trained, total = card.parameters.get("trained"), card.parameters.get("total")
     if trained is not None:
         yield "trained parameters", f"{trained:,}" + (f" of {total:,}" if total is not None else "")
+    if card.train_rows is not None and card.heldout_rows is not None:
+        yield "rows", f"{card.train_rows:,} to train on, {card.heldout_rows:,} held out"
     if card.steps is not None and card.trained_tokens is not None:
         yield "training", f"{card.steps:,} steps, {card.trained_tokens:,} trained tokens, seed {card.seed}"
     if card.seconds is not None and card.peak_memory_bytes is not None:
         yield "cost", f"{card.seconds:,.0f} s, {card.peak_memory_bytes / 1024**3:.1f} GiB peak"
     if card.loss:
         yield "loss", ", ".join(f"{name} {value:.4f}" for name, value in card.loss.items())
-    yield "system prompt", card.system or "none"
-    yield "created", card.created
-    yield "versions", ", ".join(f"{name} {value}" for name, value in card.versions.items()) or "not known"
-    for name, m in card.metrics.items():
-        yield name, f"{m['value']:.4g} ({m['low']:.4g} to {m['high']:.4g})"
-    for name, digest in card.data.items():
-        yield "data", f"{name} sha256 {digest[:12]}"
-    if not card.data:
-        yield "data", "not known"
-    yield "recipe", f"sha256 {card.recipe_sha256[:12]}" if card.recipe_sha256 else "no hash in the card"
-    for name, digest in card.files.items():
-        yield "file", f"{name} sha256 {digest[:12]}"
-    report = folder / "report" / "report.html"
-    yield "report", str(report) if report.exists() else "none; run finetune eval"
 
 
 def checks_table(checks: Sequence[Check]) -> Table:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from finetune.model.base import load_base
+from finetune.model.base import fingerprint_of
+from finetune.model.tokenizer import load_tokenizer
 from finetune.recipe import BaseSection
 from finetune.store.folders import CARD, BaseCard, Card, StoredAdapter, find_adapter
 from tests.store.adapters import load_model, make
@@ -24,11 +26,9 @@ def store_adapter(
 ) -> StoredAdapter:
     """Write an adapter with random numbers for the model in `model_folder`, and its card."""
     make(load_model(model_folder), folder, **settings)
-    section = BaseSection.model_validate({"model": str(model_folder), "quantization": quantization, "dtype": "float32"})
-    base = load_base(section, torch.device("cpu"))
     card = Card(
         name=folder.name,
-        base=BaseCard(model=str(model_folder), quantization=quantization, fingerprint=base.fingerprint),
+        base=BaseCard(model=str(model_folder), quantization=quantization, fingerprint=_fingerprint(model_folder)),
         system=system,
         method="lora",
         r=4,
@@ -48,6 +48,12 @@ def store_adapter(
     )
     (folder / CARD).write_text(card.model_dump_json())
     return find_adapter(str(folder))
+
+
+@functools.cache
+def _fingerprint(model_folder: Path) -> dict[str, str]:
+    section = BaseSection(model=str(model_folder))
+    return fingerprint_of(section, load_tokenizer(section))
 
 
 @torch.no_grad()

@@ -157,7 +157,7 @@ def test_adapters_that_run_by_themselves_take_turns_with_the_others(base: Base, 
     bank.unload("dora")
 
 
-@pytest.mark.parametrize("trials", [3, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trials", [2, pytest.param(300, marks=pytest.mark.slow)])
 def test_requests_that_come_and_go_at_any_step_do_not_disturb_the_others(
     base: Base, bank: AdapterBank, trials: int
 ) -> None:

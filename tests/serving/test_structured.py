@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import torch
 
-from finetune.errors import FinetuneError, ModelError
+from finetune.errors import FinetuneError
 from finetune.model.base import Base, load_base
 from finetune.recipe import BaseSection
 from finetune.serving.engine import Engine
@@ -134,6 +134,6 @@ def test_a_constraint_that_breaks_fails_its_own_request(base: Base, monkeypatch:
     while broken.end is None or sound.end is None:
         engine._turn()
     assert isinstance(broken.end, Failure)
-    assert isinstance(broken.end.error, ModelError)
+    assert isinstance(broken.end.error, SchemaError)
     assert "cannot follow its JSON schema" in str(broken.end.error)
     assert isinstance(sound.end, Finish)

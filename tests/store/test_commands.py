@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from finetune import cli
-from finetune.store.folders import WEIGHTS
+from finetune.store.folders import WEIGHTS, find_in_store
 from tests.conftest import save_model
 from tests.store.adapters import set_tensor
 from tests.store.hub_server import small_hub
@@ -41,12 +42,25 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sto
     return call
 
 
+def test_one_broken_card_hides_no_other_adapter(run: Run, store: Path) -> None:
+    shutil.copytree(store / "shop", store / "broken")
+    (store / "broken" / "card.json").write_text("{")
+    done = run("list")
+    assert (done.code, "shop" in done.out, "broken" in done.out) == (0, True, False)
+    assert "broken/card.json: cannot be read: Invalid JSON" in done.err
+    assert "shop" in run("show", "nothing").err, "an error that lists the adapters, too"
+
+
 def test_import_show_verify_diff_rename_remove(run: Run, foreign: Path, model_folder: Path, store: Path) -> None:
     done = run("import", str(foreign), "--base", str(model_folder))
     assert (done.code, "is not verified" in done.out) == (0, True)
     shown = " ".join(run("show", "helper").out.split())
     assert "not verified: named at the import" in shown
     assert "import: helper" in shown
+    card = find_in_store("shop", store).card
+    shown = " ".join(run("show", "shop").out.split())
+    assert all(digest in shown for digest in card.base.fingerprint.values())
+    assert f"{card.train_rows} to train on, {card.heldout_rows} held out" in shown
     assert "helper" in run("list").out
     checked = run("verify", "helper")
     assert checked.code == 0

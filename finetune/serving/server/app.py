@@ -11,7 +11,6 @@ from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from finetune.serving.engine import Engine
 from finetune.serving.server import metrics, replies
@@ -24,10 +23,10 @@ from finetune.serving.server.jobs import Job
 from finetune.serving.server.lifecycle import InFlight, Lifecycle
 from finetune.serving.server.limits import Limits
 from finetune.serving.server.options import Options
+from finetune.serving.server.page import Reports, cards, pages
 from finetune.serving.server.schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
 from finetune.serving.server.streaming import CLIENT_GONE, EventStream, unless_gone
 
-WEB = Path(__file__).parents[1] / "web"
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": replies.ErrorReply, "description": "what is wrong with the request"},
     "5XX": {"model": replies.ErrorReply, "description": "what is wrong with the server"},
@@ -49,8 +48,9 @@ class App(FastAPI):
         self.include_router(_answers(self.desk))
         self.include_router(_models(catalogue))
         self.include_router(_state(self))
-        if (WEB / "index.html").is_file():
-            self.mount("/", StaticFiles(directory=WEB, html=True))
+        reports = Reports(catalogue.bank)
+        self.include_router(cards(reports), dependencies=[Security(_KEY)], responses=_ERRORS)
+        self.include_router(pages(reports))
         # The last one added is the first to see a request.
         self.add_middleware(Limits, options=options)
         self.add_middleware(InFlight, lifecycle=self.lifecycle)

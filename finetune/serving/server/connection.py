@@ -1,4 +1,4 @@
-"""uvicorn's connection, with what it lacks: a time limit for a request's head, and a limit on connections."""
+"""uvicorn's connection, with what it lacks: a time limit for a request's head, a limit on connections, an open ear."""
 
 from __future__ import annotations
 
@@ -42,8 +42,18 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._head_is_here()
+            self._read_on()
         elif self._deadline is None:  # the first bytes of the next request of a kept connection
             self._expect_head()
+
+    def _read_on(self) -> None:
+        """Read on while an answer is being made, or nobody would see that its client has gone.
+
+        uvicorn stops reading when more comes behind a request: an empty line, or the next request.
+        """
+        early, _ = self.conn.trailing_data
+        if early and self.flow.read_paused and len(early) <= self.limits.max_body:
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         self._head_is_here()

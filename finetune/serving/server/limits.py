@@ -57,7 +57,8 @@ class Limits:
             parts.append(message.get("body", b""))
             total += len(parts[-1])
             if total > self.options.max_body:
-                await self._linger(receive)
+                if message.get("more_body"):
+                    await self._linger(receive)
                 raise self._too_large()
             if not message.get("more_body"):
                 return b"".join(parts)

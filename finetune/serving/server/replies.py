@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from finetune.store.folders import Card
+
 Ending = Literal["stop", "length"]
 
 
@@ -33,6 +35,13 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class AdapterReply(BaseModel):
+    id: str
+    object: Literal["adapter"] = "adapter"
+    card: Card
+    report: str | None  # where a browser finds it, relative to the server's address; None: there is none
 
 
 class Deleted(BaseModel):

@@ -15,17 +15,22 @@ from finetune.serving.limits import EngineLimits
 from finetune.serving.server.app import App, create_app
 from finetune.serving.server.catalogue import public_name
 from finetune.serving.server.options import Options
+from finetune.store.folders import check_base
 
 
 def load(choice: Choice, *, store: Path, limits: EngineLimits, options: Options, warn: Callable[[str], None]) -> App:
     """Load base and adapters and start the engine. Raises FinetuneError."""
     base = load_base(choice.base, pick_device())
     bank = AdapterBank(base, store=store)
+    for error in choice.unreadable:
+        warn(f"not served: {error}")
     for adapter in choice.adapters:
         try:
             if adapter.name == public_name(base.name):
                 raise AdapterError(f"{adapter.name!r} is the base's id, too", fix="finetune rename it")
-            bank.load(adapter.folder)
+            if lost := check_base(adapter, base.fingerprint, base.name, base.revision, force=choice.force):
+                warn(f"--force: {lost}")
+            bank.load(adapter.folder, force=choice.force)
         except AdapterError as error:
             if choice.asked:
                 raise

@@ -17,21 +17,22 @@ import torch
 from openai import OpenAI
 
 from finetune.model.base import Base, load_base
-from finetune.model.lora import attach
-from finetune.recipe import AdapterSection, BaseSection
+from finetune.recipe import BaseSection
 from finetune.serving.bank import AdapterBank
 from finetune.serving.engine import Engine
 from finetune.serving.limits import EngineLimits
 from finetune.serving.server.app import App, create_app
 from finetune.serving.server.options import Options, host_names
 from finetune.serving.server.run import Server, address, bind
-from finetune.store.folders import CARD, BaseCard, Card
-from tests.test_invariants import stir
+from finetune.store.folders import CARD
+from tests.serving.making import card, write_adapter
 
 KEY, ADMIN = "sk-test", "sk-admin"
 ADAPTERS = tuple(f"a{number}" for number in range(8))
 SYSTEM = "Be short."  # what a7 was trained with
 OPTIONS = Options(api_key=KEY, admin_key=ADMIN, hosts=host_names("127.0.0.1"), max_body=64 * 1024, grace=20.0)
+SIZE = 0.1  # of an adapter's numbers: every one has a voice of its own
+POLL = 0.01  # seconds
 LIMITS = EngineLimits(max_rows=16, max_waiting=64)
 
 
@@ -106,35 +107,23 @@ class Live:
 Begin = Callable[[Options, EngineLimits], Live]
 
 
-def write_adapter(folder: Path, base: BaseSection, seed: int, system: str | None = None) -> None:
-    """An adapter with random weights, as training would leave it."""
-    fresh = load_base(base, torch.device("cpu"))
-    model = attach(fresh, AdapterSection(r=4, alpha=64.0), seed=0)
-    stir(model, seed)
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    named = BaseCard(model=fresh.name, quantization="none", fingerprint=fresh.fingerprint)
-    card = Card(
-        name=folder.name,
-        base=named,
-        system=system,
-        method="lora",
-        r=4,
-        alpha=64.0,
-        created="2026-01-01T00:00:00Z",
-    )
-    (folder / CARD).write_text(card.model_dump_json())
-
-
 @pytest.fixture(scope="session")
 def section(model_folder: Path) -> BaseSection:
     return BaseSection(model=str(model_folder), quantization="none", dtype="float32")
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, section: BaseSection) -> Path:
+def bare(section: BaseSection) -> Base:
+    """The base alone, for reading."""
+    return load_base(section, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, bare: Base) -> Path:
     folder = tmp_path_factory.mktemp("store")
     for seed, name in enumerate(ADAPTERS, 1):
-        write_adapter(folder / name, section, seed, SYSTEM if name == "a7" else None)
+        write_adapter(folder / name, bare, seed, size=SIZE)
+    (folder / "a7" / CARD).write_text(card("a7", bare, SYSTEM).model_dump_json())
     return folder
 
 
@@ -162,12 +151,13 @@ def served(base: Base, store: Path, options: Options = OPTIONS, limits: EngineLi
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> float:
-    """Wait until something is true; return how long it took."""
+    """Wait until something is true and return how long it took; while the process is stopped, no time passes."""
     began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "it did not happen"
-        time.sleep(0.01)
-    return time.monotonic() - began
+    for _ in range(int(seconds / POLL)):
+        if condition():
+            return time.monotonic() - began
+        time.sleep(POLL)
+    raise AssertionError("it did not happen")
 
 
 @pytest.fixture(scope="session")

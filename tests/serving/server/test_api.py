@@ -228,7 +228,7 @@ def test_a_body_that_is_too_large(live: Live, client: OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         ask(client, "a0", messages=[{"role": "user", "content": "x" * 70_000}])
     assert (refused.value.status_code, refused.value.code) == (413, "request_too_large")
-    for parts in (2, 40):  # of unknown length
+    for parts in (2, 10):  # of unknown length; whoever sends far more may be cut off before it reads the answer
         assert live.call("POST", "/v1/chat/completions", iter([b"x" * 40_000] * parts)).status == 413
 
 

@@ -10,10 +10,11 @@ import pytest
 from openai import OpenAI
 from starlette.datastructures import Headers
 
-from finetune.recipe import BaseSection
+from finetune.model.base import Base
 from finetune.serving.server.auth import refuse
 from finetune.serving.server.options import Options
-from tests.serving.server.conftest import ADMIN, KEY, Live, write_adapter
+from tests.serving.making import write_adapter
+from tests.serving.server.conftest import ADMIN, KEY, SIZE, Live
 from tests.serving.server.test_chat import ask, text_of
 
 # ------------------------------------------------------------------ who may
@@ -112,9 +113,9 @@ def test_a_broken_adapter_changes_nothing(live: Live, client: OpenAI) -> None:
     assert live.app.catalogue.bank.names == before
 
 
-def test_new_weights_of_the_same_name_are_what_answers(live: Live, client: OpenAI, section: BaseSection) -> None:
+def test_new_weights_of_the_same_name_are_what_answers(live: Live, client: OpenAI, bare: Base) -> None:
     place = live.store / "fresh"
-    write_adapter(place, section, 50)
+    write_adapter(place, bare, 50, size=SIZE)
     texts, prints = set(), set()
     try:
         for seed in (51, 52, 53):
@@ -123,7 +124,7 @@ def test_new_weights_of_the_same_name_are_what_answers(live: Live, client: OpenA
             texts.add(text_of(answer))
             prints.add(answer.system_fingerprint)
             shutil.rmtree(place)
-            write_adapter(place, section, seed)
+            write_adapter(place, bare, seed, size=SIZE)
         assert (len(texts), len(prints)) == (3, 3)
     finally:
         live.unload("fresh")

@@ -9,16 +9,20 @@ import os
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune.model.base import weights_sha256
+from tests.serving.server import draining
 from tests.serving.server.conftest import ADAPTERS, KEY, Live, wait_for
 
 QUESTIONS = ("How much is it?", "Two large pizzas, please.", "Hello there!", "What does a medium margherita cost?")
+NEXT = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PATH = "/v1/chat/completions"
 
 
@@ -36,7 +40,7 @@ def text(live: Live, model: str, question: str, **options: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("requests", "threads"), [(60, 16), pytest.param(2000, 32, marks=pytest.mark.slow)], ids=["some", "all"]
+    ("requests", "threads"), [(40, 16), pytest.param(2000, 32, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_nobody_gets_the_answer_of_another(live: Live, requests: int, threads: int) -> None:
     voices = [*ADAPTERS, live.model, "a0+0.5*a1"]
@@ -58,7 +62,7 @@ def fill(small: Live, told: dict[str, Any]) -> None:
 
 def test_ten_times_what_fits_is_answered_or_refused_at_once(small: Live) -> None:
     text(small, "a0", QUESTIONS[0])
-    told = body("a0", max_tokens=100, temperature=1.5)
+    told = body("a0", max_tokens=40, temperature=1.5)
     times: list[tuple[int, float]] = []
 
     def one(_: int) -> None:
@@ -86,7 +90,7 @@ def test_a_refusal_comes_within_a_tenth_of_a_second(small: Live) -> None:
     told = body("a0", max_tokens=160, temperature=1.5)
     fill(small, told)
     seconds: list[float] = []
-    while small.engine.stats.waiting >= 4 and len(seconds) < 20:
+    while small.engine.stats.waiting >= 4 and len(seconds) < 8:
         began = time.monotonic()
         status = small.call("POST", PATH, told).status
         seconds.append(time.monotonic() - began) if status == 429 else None
@@ -94,7 +98,7 @@ def test_a_refusal_comes_within_a_tenth_of_a_second(small: Live) -> None:
     wait_for(lambda: small.app.lifecycle.in_flight == 0)
 
 
-@pytest.mark.parametrize("cycles", [10, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cycles", [3, pytest.param(1000, marks=pytest.mark.slow)])
 def test_loading_and_unloading_leaves_nothing_behind(live: Live, cycles: int) -> None:
     def cycle() -> None:
         assert live.unload("a5").status == 200
@@ -103,7 +107,7 @@ def test_loading_and_unloading_leaves_nothing_behind(live: Live, cycles: int) ->
 
     before = text(live, "a5", QUESTIONS[1])
     digest = weights_sha256(live.app.catalogue.base.model)
-    for _ in range(5):
+    for _ in range(3):
         cycle()
     files, memory = resources()
     for _ in range(cycles):
@@ -123,15 +127,15 @@ def resources() -> tuple[int, int]:
 
 
 def test_an_adapter_is_unloaded_under_its_answers(live: Live) -> None:
-    told = {"max_tokens": 60, "temperature": 1.3}
+    told = {"max_tokens": 40, "temperature": 1.3}
     with ThreadPoolExecutor(16) as pool:
-        expected = list(pool.map(lambda seed: text(live, "a4", QUESTIONS[0], seed=seed, **told), range(32)))
+        expected = list(pool.map(lambda seed: text(live, "a4", QUESTIONS[0], seed=seed, **told), range(16)))
     answers: dict[int, str] = {}
 
     def one(seed: int) -> None:
         answers[seed] = text(live, "a4", QUESTIONS[0], seed=seed, **told)
 
-    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(32)]
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in range(16)]
     before = live.engine.stats
     for thread in threads:
         thread.start()
@@ -140,7 +144,7 @@ def test_an_adapter_is_unloaded_under_its_answers(live: Live) -> None:
         stats = live.engine.stats
         return stats.running + stats.waiting + stats.finished - before.finished
 
-    wait_for(lambda: begun() >= 32)
+    wait_for(lambda: begun() >= 16)
     in_flight = live.engine.stats.running + live.engine.stats.waiting
     assert live.unload("a4").status == 200
     assert in_flight > 0
@@ -148,13 +152,13 @@ def test_an_adapter_is_unloaded_under_its_answers(live: Live) -> None:
     for thread in threads:
         thread.join()
     assert live.load("a4").status == 200
-    assert [answers[seed] for seed in range(32)] == expected
+    assert [answers[seed] for seed in range(16)] == expected
 
 
 def test_what_a_client_leaves_unread_does_not_stop_others(live: Live) -> None:
-    told = body("a0", max_tokens=200, temperature=1.5, n=8, stream=True, logprobs=True, top_logprobs=20)
+    told = body("a0", max_tokens=100, temperature=1.5, n=4, stream=True, logprobs=True, top_logprobs=20)
     connections = []
-    for _ in range(4):
+    for _ in range(2):
         connection = http.client.HTTPConnection("127.0.0.1", live.port, timeout=60)
         head = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
         connection.request("POST", PATH, json.dumps(told), head)
@@ -163,3 +167,37 @@ def test_what_a_client_leaves_unread_does_not_stop_others(live: Live) -> None:
     for connection in connections:
         connection.close()
     wait_for(lambda: live.app.lifecycle.in_flight == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("early", [b"", b"\r\n", NEXT], ids=["", "line", "next"])
+def test_a_client_that_goes_away_stops_its_answer(live: Live, stream: bool, early: bytes) -> None:
+    """Even one that has sent something behind its request."""
+    wait_for(lambda: live.engine.stats.running + live.engine.stats.waiting == 0)
+    text(live, "a0", QUESTIONS[0])  # what was cancelled before it has been counted
+    before = live.engine.stats.cancelled
+    with held(live):
+        connection = draining.ask(live.port, KEY, stream=stream, max_tokens=240, n=4, temperature=1.5)
+        wait_for(lambda: live.engine.stats.running + live.engine.stats.waiting == 4)
+        if stream:
+            assert connection.getresponse().status == 200
+        connection.sock.sendall(early)
+        connection.close()
+        wait_for(lambda: live.app.lifecycle.in_flight == 0)
+    wait_for(lambda: live.engine.stats.cancelled == before + 4)
+
+
+@contextmanager
+def held(live: Live) -> Iterator[None]:
+    """Let the model compute nothing inside the block: no answer can end before its client has gone."""
+    gate = threading.Event()
+
+    def wait(*_: object) -> None:
+        gate.wait()
+
+    handle = live.app.catalogue.base.model.register_forward_pre_hook(wait)
+    try:
+        yield
+    finally:
+        gate.set()
+        handle.remove()

@@ -88,7 +88,7 @@ def bodies() -> st.SearchStrategy[tuple[str, bytes]]:
     )
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [80, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_malformed_requests(live: Live, examples: int) -> None:
     seen: dict[int, int] = {}
 
@@ -109,13 +109,13 @@ def test_malformed_requests(live: Live, examples: int) -> None:
         live.load(name)
 
 
-@pytest.mark.parametrize("examples", [6, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [2, pytest.param(300, marks=pytest.mark.slow)])
 def test_the_server_keeps_to_its_own_description(live: Live, examples: int) -> None:
     description = live.call("GET", "/openapi.json").json
     schema = schemathesis.openapi.from_dict(description)
     checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
     operations: list[Any] = [result.ok() for result in schema.get_all_operations()]  # type: ignore[union-attr]
-    assert len(operations) == 8
+    assert len(operations) >= 8
 
     for operation in operations:
 

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,13 +23,15 @@ from finetune import cli
 from finetune.cli import serve
 from finetune.errors import FinetuneError
 from finetune.recipe import BaseSection
+from finetune.serving.choice import choose
 from finetune.serving.server.limits import _bounded
 from finetune.serving.server.options import check_exposure
 from finetune.serving.server.run import bind
+from finetune.serving.server.start import load
 from finetune.serving.vllm import vllm_command
-from finetune.store.folders import find_adapter
+from finetune.store.folders import CARD, find_adapter
 from tests.serving.server import draining
-from tests.serving.server.conftest import KEY, Live, wait_for
+from tests.serving.server.conftest import KEY, LIMITS, OPTIONS, Live, wait_for
 
 ROOT = Path(__file__).parents[3]
 
@@ -210,6 +213,24 @@ def test_what_cannot_be_served_is_said(
     assert stop.value.code == 2
     assert said.startswith("error: ")
     assert words in said
+
+
+def test_what_a_store_holds_beside_good_adapters(store: Path, section: BaseSection, tmp_path: Path) -> None:
+    """One that cannot be read is left out; one of another base is refused, or served with --force; both are said."""
+    for name in ("a0", "a1"):
+        shutil.copytree(store / name, tmp_path / name)
+    (tmp_path / "a1" / CARD).write_text("{")
+    card = find_adapter("a0", tmp_path).card
+    other = card.base.model_copy(update={"fingerprint": {**card.base.fingerprint, "weights": "0" * 64}})
+    (tmp_path / "a0" / CARD).write_text(card.model_copy(update={"base": other}).model_dump_json())
+    for force, names in ((False, []), (True, ["a0"])):
+        said: list[str] = []
+        choice = choose([], section.model, tmp_path, force=force)
+        app = load(choice, store=tmp_path, limits=LIMITS, options=OPTIONS, warn=said.append)
+        app.lifecycle.engine.stop(0)
+        assert app.catalogue.bank.names == names
+        assert "a1/card.json: cannot be read" in said[0]
+        assert said[1].startswith("--force: a0: its base" if force else "not served: ")
 
 
 def test_the_command_line_for_vllm(store: Path) -> None:
