@@ -15,8 +15,11 @@ pizza: install
 	$(BIN)/finetune train recipes/pizza.yaml
 	$(BIN)/finetune eval recipes/pizza.yaml
 
+# Two at a time, a thread each: most tests are small. What goes by the clock or by the length of a path runs alone.
+ALONE = tests/serving/server tests/recipe/test_extends.py tests/test_kill_eval.py tests/training/test_kill.py
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -m 'not slow' $(ALONE)
 
 slow: install
 	$(BIN)/python -m pytest -m slow

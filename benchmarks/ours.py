@@ -124,16 +124,19 @@ def _time_parts(recorder: Recorder) -> None:
 
         return run
 
-    accumulate.trained_nll = timed("forward", accumulate.trained_nll)
+    accumulate.shared_nll = timed("forward", accumulate.shared_nll)
     Tensor.backward = timed("backward", Tensor.backward)
     torch.optim.AdamW.step = timed("optimizer", torch.optim.AdamW.step)
 
 
-def _all_rows_through_the_head(model: Any, head: Any, batch: MicroBatch, denominator: float) -> Tensor:
+def _all_rows_through_the_head(
+    model: Any, head: Any, batch: MicroBatch, shares: Sequence[tuple[int, float]]
+) -> list[Tensor]:
     """Logits of every row at once, as transformers computes them, and the mean of those that are trained."""
     hidden = attention.hidden_states(model, batch.input_ids, batch.position_ids, batch.segments)
     logits = F.linear(hidden[0], head.weight, head.bias).float()
-    return F.cross_entropy(logits, batch.labels[0], ignore_index=IGNORED, reduction="sum") / denominator
+    ((_, denominator),) = shares
+    return [F.cross_entropy(logits, batch.labels[0], ignore_index=IGNORED, reduction="sum") / denominator]
 
 
 @lru_cache(maxsize=1)
@@ -153,7 +156,7 @@ def _masked_attention(
 
 
 def _rows_only_head() -> None:
-    accumulate.trained_nll = _all_rows_through_the_head
+    accumulate.shared_nll = _all_rows_through_the_head
 
 
 def _segments() -> None:

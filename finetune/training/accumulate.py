@@ -67,9 +67,8 @@ class Accumulator:
         self.base, self.parameters, self.emit, self.together = base, parameters, emit, together
         self.process = (accelerator.process_index, accelerator.num_processes)
         self.head = output_head(base.model)
-        self.align = (
-            ALIGN if base.device.type == "cpu" else 1
-        )  # where an adapter's tokens begin and end in a shared row
+        # In a shared row, an adapter's tokens begin and end at a multiple of this.
+        self.align = ALIGN if base.device.type == "cpu" else 1
         self.plan = plan
         self._follow(plan)
 

@@ -107,5 +107,6 @@ def test_norms_that_compute_something_else_keep_their_own() -> None:
 
 def test_a_loaded_base_has_them(base: Base) -> None:
     fast = [type(m).__name__ for m in base.model.modules() if "forward" in vars(m)]
+    fast = [name for name in fast if name != "Linear4bit"]  # theirs: tests/model/test_dense.py
     assert sorted(fast) == ["LlamaDecoderLayer"] * 2 + ["LlamaMLP"] * 2 + ["LlamaRMSNorm"] * (2 * 2 + 1)
     assert all(m.forward.__self__ is m for m in copy.deepcopy(base.model).modules() if "forward" in vars(m))

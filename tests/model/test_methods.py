@@ -52,7 +52,7 @@ def test_training_begins_with_the_function_of_the_base_whose_bytes_stay(
     model = attach(base, section, seed=0, rows=rows_of(base, examples))
     torch.testing.assert_close(output(base), before, rtol=1e-4, atol=1e-4)
     assert weights_sha256(base.model) == digest
-    assert {parameter.dtype for parameter in trained_parameters(model)} == {torch.float32}
+    assert {parameter.dtype for parameter in trained_parameters(model).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("method", ["pissa", "olora"])
@@ -76,7 +76,7 @@ def test_a_start_in_the_weight_is_its_main_part_and_half_of_it_frozen(plain_base
     assert b.grad is not None
     assert bool((a.grad[4:] == 0).all() and (a.grad[:4] == 1).all())
     assert bool((b.grad[:, 4:] == 0).all() and (b.grad[:, :4] == 1).all())
-    numbers = sum(parameter.numel() for parameter in trained_parameters(model))
+    numbers = sum(parameter.numel() for parameter in trained_parameters(model).values())
     assert count_parameters(model).trained * 2 == numbers
 
 
