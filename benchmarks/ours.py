@@ -18,7 +18,7 @@ from recording import Recorder, Row, Task
 from torch import Tensor, nn
 
 import finetune.model.base as model_base
-from finetune import pipeline
+from finetune import jobs
 from finetune.data.batches import IGNORED, MicroBatch, TrainingRows
 from finetune.data.dataset import Dataset, Rows
 from finetune.data.encoding import Encoded
@@ -27,6 +27,7 @@ from finetune.model import attention, lora
 from finetune.model.base import Base, load_base
 from finetune.recipe import BaseSection, DataSection, Recipe, TrainSection
 from finetune.training import accumulate, loop
+from finetune.training import run as training_run
 from finetune.training.run import TrainingJob
 from finetune.training.telemetry import Event, StepEvent
 
@@ -75,9 +76,9 @@ def recipe_of(task: Task, rows: Sequence[Row]) -> Recipe:
 
 def job_of(recipe: Recipe, base: Base, recorder: Recorder, *, memory: int | None = None) -> TrainingJob:
     """The job that `finetune train` makes of a recipe, with the rows in their order; `memory`: bytes it may use."""
-    run = pipeline._Run(Path(tempfile.mkdtemp()) / "checkpoint", 1 << 30, memory)
-    job = pipeline._job(recipe, base, dataset_of(recipe, recorder), run, lambda event: None)
-    return replace(job, rows=InOrder(job.rows.main), heldout=())
+    options = jobs.RunOptions(1 << 30, memory)
+    job = jobs.make_jobs([recipe], base, [dataset_of(recipe, recorder)], options, lambda event: None)[recipe.name]
+    return replace(job, rows=InOrder(job.rows.main), heldout=(), checkpoint=Path(tempfile.mkdtemp()) / "checkpoint")
 
 
 def dataset_of(recipe: Recipe, recorder: Recorder) -> Dataset:
@@ -88,7 +89,7 @@ def dataset_of(recipe: Recipe, recorder: Recorder) -> Dataset:
 def train(job: TrainingJob, recorder: Recorder) -> None:
     """Run the training loop with a recorder looking on."""
     rate, plan = job.section.learning_rate, job.plan
-    loop.learning_rate = lambda *_: rate  # from the first step on, as for everybody
+    training_run.learning_rate = lambda *_: rate  # from the first step on, as for everybody
     dtype = {str(p.dtype).removeprefix("torch.") for p in job.model.parameters() if p.requires_grad}
     recorder.settings = f"packed, {'/'.join(sorted(dtype))} adapter, bf16 compute, {plan.describe()}"
 
