@@ -23,7 +23,6 @@ import argparse
 import gc
 import json
 import logging
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from typing import Any
 import torch
 import workloads
 from serving_bank import Place, measure_batches, measure_resident, measure_swaps
+from training_report import processor
 
 from finetune.model.base import load_base
 from finetune.provenance import versions
@@ -110,18 +110,9 @@ def main() -> None:
         measured = run(shape, args.precision, args.measures, args.rounds)
         found["results"].setdefault(f"{shape}, {args.precision}", {}).update(measured)
     day = time.strftime("%Y-%m-%d")
-    found["machine"] = {"processor": processor(), "threads": args.threads, "versions": versions(), "day": day}
+    found["machine"] = {"processor": processor("cpu"), "threads": args.threads, "versions": versions(), "day": day}
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(markdown(found))
-
-
-def processor() -> str:
-    """Name of the processor, and which of its bf16 units it has."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    kinds = [flag for flag in ("avx512_bf16", "amx_bf16") if flag in flags]
-    name = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
-    return " ".join([name, *kinds])
 
 
 if __name__ == "__main__":

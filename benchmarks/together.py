@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 
 import workloads
+from training_report import processor
 
 ROOT = Path(__file__).parent.parent
 WARM = 2  # steps that are not timed
@@ -114,14 +114,8 @@ def main() -> None:
     if options.output:
         from finetune.provenance import versions
 
-        facts = {"machine": processor(), "versions": versions(), "adapters": options.adapters}
+        facts = {"machine": processor("cpu"), "versions": versions(), "adapters": options.adapters}
         options.output.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """How many cores of what."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{len(names)} cores of {names[0].partition(':')[2].strip()}" if names else platform.processor()
 
 
 if __name__ == "__main__":

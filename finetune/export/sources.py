@@ -1,20 +1,16 @@
-"""Where a base's weights come from, tensor by tensor: the loaded base, dequantised, or the files it was read from."""
+"""Where a base's weights come from, tensor by tensor: the loaded base, dequantised, or the files it was read from
+(model/weightfiles.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from finetune.errors import ModelError
-from finetune.model.base import Base, weight_paths
-from finetune.model.hub import hub_options, local_path
-from finetune.recipe import BaseSection
+from finetune.model.base import Base
 
 
 class Source(Protocol):
@@ -41,30 +37,6 @@ class LoadedWeights:
         if state is not None:
             tensor = dequantize_4bit(tensor.data, state)
         return tensor.detach().cpu()
-
-
-class WeightFiles:
-    """The weights as they lie on the disk, before any quantisation."""
-
-    def __init__(self, section: BaseSection, prefix: str) -> None:
-        self.name, self.prefix = section.model, f"{prefix}."
-        self.files: dict[str, Path] = {}
-        for path in weight_paths(local_path(section), hub_options(section)):
-            with safe_open(path, framework="pt") as file:
-                self.files |= dict.fromkeys(file.keys(), path)
-
-    def read(self, name: str) -> Tensor:
-        # Some checkpoints hold the backbone alone, without the prefix of the whole.
-        key = name if name in self.files else name.removeprefix(self.prefix)
-        if key not in self.files:
-            raise ModelError(
-                f"its weight files have no {name}: their names are not those of the loaded model",
-                where=self.name,
-                fix="merge --into dequantised",
-            )
-        with safe_open(self.files[key], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-        return tensor
 
 
 class Tied:

@@ -12,10 +12,11 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from finetune.errors import AdapterError, RecipeError
 from finetune.export.merged import Merged
-from finetune.export.sources import LoadedWeights, Source, Tied, WeightFiles
+from finetune.export.sources import LoadedWeights, Source, Tied
 from finetune.model.base import Base, load_base
 from finetune.model.device import pick_device
 from finetune.model.hub import explain, hub_options, local_path
+from finetune.model.weightfiles import WeightFiles
 from finetune.recipe import BaseSection, Recipe, load_recipe
 from finetune.store.folders import StoredAdapter, check_base
 
@@ -81,7 +82,7 @@ def source_of(subject: Subject, base: Base, merged: Merged, into: Into) -> Sourc
     # In memory a base may also be rounded: fp32 on the disk, computing in bf16.
     exact = subject.section.quantization == "none" and base.model.dtype == subject.config.dtype
     if into == "original" and not exact:
-        files = WeightFiles(subject.section, base.model.base_model_prefix)
+        files = WeightFiles(subject.section, base.model.base_model_prefix, "merge --into dequantised")
         return Tied(files, merged.owners)
     return LoadedWeights(base)
 

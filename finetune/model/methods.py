@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +18,15 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.incremental_pca import IncrementalPCA
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import ModulesToSaveWrapper
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.data.batches import MicroBatch, TrainingRows, pack
 from finetune.data.encoding import Encoded
-from finetune.errors import AdapterError, DataError, ModelError
+from finetune.errors import AdapterError, DataError
 from finetune.model.attention import hidden_states, packed_attention
-from finetune.model.base import Base, weight_paths
-from finetune.model.hub import hub_options, local_path
+from finetune.model.base import Base
+from finetune.model.weightfiles import WeightFiles
 from finetune.recipe import AdapterSection, BaseSection
 
 ADAPTER = "default"  # PEFT's name for the one adapter that is trained
@@ -184,38 +182,16 @@ def _from_what_was_lost(base: Base, layers: Mapping[str, Any]) -> None:
 
     As PEFT's replace_lora_weights_loftq, which asks for a GPU and leaves the scale s out.
     """
-    weights = _Unquantised(base)
+    section = BaseSection(model=base.name, revision=base.revision)
+    weights = WeightFiles(section, base.model.base_model_prefix, "remove loftq from adapter.method")
     for name, layer in layers.items():
         dense = _dense(layer)
-        lost = weights.read(name.removeprefix("base_model.model.")).to(dense.device, torch.float32) - dense
+        lost = weights.read(f"{name.removeprefix('base_model.model.')}.weight").to(dense.device, torch.float32) - dense
         r = layer.r[ADAPTER]
         left, sizes, right = torch.svd_lowrank(lost, q=min(2 * r, *lost.shape), niter=SVD_ITERATIONS)
         roots = (sizes[:r] / layer.scaling[ADAPTER]).sqrt()
         layer.lora_A[ADAPTER].weight.copy_(roots[:, None] * right[:, :r].t())
         layer.lora_B[ADAPTER].weight.copy_(left[:, :r] * roots)
-
-
-class _Unquantised:
-    """The weights of a base as they lie on the disk, one at a time."""
-
-    def __init__(self, base: Base) -> None:
-        section = BaseSection(model=base.name, revision=base.revision)
-        self.name, self.prefix = base.name, f"{base.model.base_model_prefix}."
-        self.files: dict[str, Path] = {}
-        for path in weight_paths(local_path(section), hub_options(section)):
-            with safe_open(path, framework="pt") as file:
-                self.files |= dict.fromkeys(file.keys(), path)
-
-    def read(self, layer: str) -> Tensor:
-        key = f"{layer}.weight"
-        # Some checkpoints hold the backbone alone, without the prefix of the whole.
-        key = key if key in self.files else key.removeprefix(self.prefix)
-        if key not in self.files:
-            what = f"its weight files have no {layer}.weight, which loftq starts from"
-            raise ModelError(what, where=self.name, fix="remove loftq from adapter.method")
-        with safe_open(self.files[key], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
-        return tensor
 
 
 def _dense(layer: Any) -> Tensor:

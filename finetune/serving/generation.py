@@ -52,12 +52,11 @@ def generate(  # noqa: PLR0913 (six of them say what to answer, the last one onl
     draws = [Draws(settings, number, prompt) for prompt, number in zip(prompts, seeds, strict=True)]
     rows, ends, journal = make_rows(forward, draws, stop_ids, reader), sorted(stop_ids), journal or Journal()
     said = settings.model_dump(mode="json")
-    with evaluating(model):
-        for batch in _batches(rows, max_batch_tokens):
-            asked = [(list(row.prompt), row.draws.seed) for row in batch]
-            kept = journal.once(["answers", asked, ends, said], partial(_finish, forward, batch))
-            for row, (ids, tokens, stopped) in zip(batch, kept, strict=True):
-                row.ids, row.tokens, row.stopped = ids, tokens, stopped
+    for batch in _batches(rows, max_batch_tokens):
+        asked = [(list(row.prompt), row.draws.seed) for row in batch]
+        kept = journal.once(["answers", asked, ends, said], partial(_finish, forward, batch))
+        for row, (ids, tokens, stopped) in zip(batch, kept, strict=True):
+            row.ids, row.tokens, row.stopped = ids, tokens, stopped
     return [Answer(row.text(), row.stopped, row.tokens) for row in rows]
 
 
@@ -127,8 +126,9 @@ def _batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
 
 def _finish(forward: Forward, rows: Sequence[Row]) -> list[tuple[list[int], int, bool]]:
     """Answer one batch: the ids of each answer, how many were generated, and whether it ended by itself."""
-    for _ in _decode(forward, rows):
-        pass
+    with evaluating(forward.model):  # here: what a journal holds needs no model
+        for _ in _decode(forward, rows):
+            pass
     return [(row.ids, row.tokens, row.stopped) for row in rows]
 
 

@@ -269,11 +269,11 @@ def test_the_measure_is_the_sum_over_full_logits(stored: StoredAdapter, base: Ba
 
 @pytest.mark.slow
 def test_the_shipped_adapters_merge_within_a_millionth(tmp_path: Path) -> None:
-    """100 held-out prompts of each recipe."""
-    for name in ("pizza", "cheerful", "grumpy"):
+    """Over 100 held-out prompts, or all where the suite has fewer."""
+    for name, prompts in (("pizza", 100), ("cheerful", 70), ("grumpy", 70)):
         receipt = merge(find_adapter(name), tmp_path / name, MergeOptions(dtype="float32"))
         assert receipt.fidelity is not None
-        assert receipt.fidelity.prompts == 100
+        assert receipt.fidelity.prompts == prompts
         assert receipt.fidelity.kl <= 1e-6
         assert receipt.fidelity.agreement >= 0.999
 
