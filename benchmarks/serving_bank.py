@@ -183,33 +183,41 @@ def measure_swaps(place: Place, rounds: int) -> dict[str, float]:
 
 
 def measure_resident(place: Place, rounds: int) -> dict[str, float]:
-    """Memory of a hundred adapters by the process's resident size, and tokens per second by how many are loaded."""
+    """Memory of a hundred adapters by the process's resident size, and tokens per second by how many are loaded:
+    of batches whose rows all have one of them, and of batches in which every row has another."""
     bank, draw = AdapterBank(place.base), random.Random(0)
     own = RANK * sum(sum(shape) for name, shape in linear_shapes(place.base.model).items() if name != "lm_head")
     own *= 100 * place.base.model.dtype.itemsize
     with torch.no_grad():
         step, names = Stepper(place.base.model, 1, BEHIND), load_many(place, bank, 1)
-        _steps(bank, step, names, draw)
+        _steps(bank, step, names * ROWS)
         before = _resident()
         names += load_many(place, bank, 101)[1:]
         loaded = _resident() - before
-        _steps(bank, step, names, draw)
+        _steps(bank, step, draw.sample(names, ROWS))
         found = {"adapters MiB": own / 2**20, "memory over adapters": loaded / own}
         found["memory over adapters, 8 mixed"] = (_resident() - before) / own
         names += load_many(place, bank, max(RESIDENT))[101:]
-        speeds: dict[int, list[float]] = {count: [] for count in RESIDENT}
-        for number in range(rounds // 4 + 1):
+        speeds: dict[str, list[float]] = {}
+        for number in range(rounds // 2 + 1):
             for count in draw.sample(RESIDENT, len(RESIDENT)):
-                seconds = _steps(bank, step, names[:count], draw)
-                speeds[count] += [] if number == 0 else [ROWS * STEPS / seconds]
-    return found | {f"tokens/s, {count} resident": statistics.median(each) for count, each in speeds.items()}
+                kinds = {"one of": [draw.choice(names[:count])] * ROWS}
+                if count >= ROWS:
+                    kinds[f"{ROWS} of"] = draw.sample(names[:count], ROWS)
+                for kind in draw.sample(list(kinds), len(kinds)):
+                    seconds = _steps(bank, step, kinds[kind])
+                    speeds.setdefault(f"tokens/s, {kind} {count}", []).extend([ROWS * STEPS / seconds] * (number > 0))
+    return found | {kind: statistics.median(speeds[kind]) for kind in sorted(speeds, key=_by_kind_and_count)}
 
 
-def _steps(bank: AdapterBank, step: Stepper, names: Sequence[str], draw: random.Random) -> float:
-    """Seconds of some steps of 8 rows, each with an adapter drawn anew; with one adapter alone, all have it."""
-    some = draw.choices(names, k=ROWS) if len(names) < ROWS else draw.sample(names, ROWS)
+def _by_kind_and_count(name: str) -> tuple[bool, int]:
+    return "one of" not in name, int(name.rsplit(" ", 1)[1])
+
+
+def _steps(bank: AdapterBank, step: Stepper, names: Sequence[str]) -> float:
+    """Seconds of some steps of rows that have these adapters, one each, leased anew."""
     start = time.perf_counter()
-    leases = [bank.lease(name) for name in some]
+    leases = [bank.lease(name) for name in names]
     run = _routed(bank, [lease.slot for lease in leases], step)
     for _ in range(STEPS):
         run()
