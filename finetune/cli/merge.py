@@ -81,6 +81,8 @@ def merge(
     for line in receipt.lines():
         say(line)
     say(f"model: {target} · receipt: {target / 'merge.json'}")
+    if receipt.into == "4bit":
+        say("as a base it is written with `quantization: none`: its weights are in 4 bits already")
     if receipt.system:
         say(f"it was trained with the system prompt {receipt.system!r}, which the model does not add by itself")
 

@@ -118,12 +118,11 @@ def generate(
 
 def _assistant(adapters: list[str] | None, base: str | None, store: Path, force: bool) -> Any:
     """Load base and adapters; the base comes from --base, else from the first adapter's card."""
-    from finetune.recipe import BaseSection
-    from finetune.store.cards import base_section
+    from finetune.store.cards import base_named, base_section
     from finetune.store.folders import check_base, find_adapter
 
     found = [find_adapter(name, store) for name in adapters or []]
-    section = base_section(found[0]) if base is None and found else BaseSection(model=base or "tiny")
+    section = base_section(found[0]) if base is None and found else base_named(base or "tiny")
     from finetune.serving.assistant import Assistant
 
     bot = Assistant(section, adapters or [], store=store, force=force)

@@ -56,6 +56,8 @@ def write_rest(folder: Path, base: Base, section: BaseSection, config: PreTraine
     """Write what goes with the weights: config.json, the tokenizer with its chat template, generation_config.json."""
     written = copy.deepcopy(config)
     written.dtype = dtype
+    if hasattr(written, "quantization_config"):  # of a base that is stored quantised; what was written is not
+        del written.quantization_config
     written.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     options: dict[str, Any] = {key: hub_options(section)[key] for key in ("revision", "local_files_only")}

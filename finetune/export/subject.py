@@ -33,6 +33,15 @@ class Subject:
     recipe: Recipe | None  # the one in the adapter's folder
     config: PreTrainedConfig
 
+    @property
+    def quantised(self) -> bool:
+        """Whether the adapter was trained over quantised weights: ours, or those of a base that is stored so."""
+        return self.section.quantization != "none" or self.stored_quantised
+
+    @property
+    def stored_quantised(self) -> bool:
+        return getattr(self.config, "quantization_config", None) is not None
+
 
 def subject_of(adapter: StoredAdapter, base: str | None = None, dtype: Precision = "auto") -> Subject:
     """Find out what an adapter belongs to; `base`: where that base lies now, `dtype`: what it computes in.
@@ -60,14 +69,16 @@ def subject_of(adapter: StoredAdapter, base: str | None = None, dtype: Precision
 
 def into_of(subject: Subject, wanted: Into | None) -> Into:
     """What to merge into: by default what the adapter was trained over. Raises AdapterError for what there is not."""
-    quantised = subject.section.quantization != "none"
-    if wanted in ("dequantised", "4bit") and not quantised:
+    if wanted in ("dequantised", "4bit") and not subject.quantised:
         raise AdapterError(
             f"was trained over a base that was not quantised, so there is nothing to merge --into {wanted}",
             where=str(subject.adapter.folder),
             fix="merge --into original",
         )
-    return wanted or ("dequantised" if quantised else "original")
+    if wanted == "original" and subject.stored_quantised:
+        what = "its base is stored quantised, so there is no original to merge into"
+        raise AdapterError(what, where=str(subject.adapter.folder), fix="merge --into dequantised")
+    return wanted or ("dequantised" if subject.quantised else "original")
 
 
 def loaded_base(subject: Subject) -> Base:

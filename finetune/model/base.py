@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -64,6 +65,7 @@ def load_base(section: BaseSection, device: torch.device, template: ChatTemplate
     path, options = local_path(section), hub_options(section)
     with explain(section.model), _quietly():
         config = AutoConfig.from_pretrained(path, **options)
+        _refuse_to_quantise_again(section, config)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -163,6 +165,17 @@ def _quantization(section: BaseSection) -> BitsAndBytesConfig | None:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32 if section.dtype == "float32" else torch.bfloat16,
     )
+
+
+def _refuse_to_quantise_again(section: BaseSection, config: PreTrainedConfig) -> None:
+    already = getattr(config, "quantization_config", None)
+    if already and section.quantization != "none":
+        method = already.get("quant_method", "unknown") if isinstance(already, dict) else type(already).__name__
+        raise ModelError(
+            f"base.quantization is {section.quantization}, but its weights are quantised already ({method})",
+            where=section.model,
+            fix="write `quantization: none`, which loads them as they are",
+        )
 
 
 def _stable(config: dict[str, Any]) -> dict[str, Any]:

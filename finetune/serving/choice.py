@@ -8,7 +8,7 @@ from pathlib import Path
 
 from finetune.errors import AdapterError
 from finetune.recipe import BaseSection
-from finetune.store.cards import base_section
+from finetune.store.cards import base_named, base_section
 from finetune.store.folders import StoredAdapter, find_adapter, read_store
 
 
@@ -24,7 +24,7 @@ class Choice:
 
 
 def choose(names: Sequence[str], base: str | None, store: Path, *, force: bool = False) -> Choice:
-    """Find the adapters, or all of the store, and their base. Raises AdapterError."""
+    """Find the adapters, or all of the store, and their base. Raises AdapterError or ModelError."""
     found, unreadable = ([find_adapter(name, store) for name in names], []) if names else read_store(store)
-    section = base_section(found[0]) if base is None and found else BaseSection(model=base or "tiny")
+    section = base_section(found[0]) if base is None and found else base_named(base or "tiny")
     return Choice(section, tuple(found), bool(names), tuple(unreadable), force)

@@ -61,6 +61,18 @@ def base_section(adapter: StoredAdapter) -> BaseSection:
     return section
 
 
+def base_named(model: str) -> BaseSection:
+    """The base that somebody names without a recipe: in 4 bits, or as it is stored if it is stored quantised.
+
+    Raises ModelError if there is none.
+    """
+    from finetune.model.tokenizer import read_config as read_base_config
+
+    section = BaseSection(model=model)
+    stored = read_base_config(section).get("quantization_config")
+    return section.model_copy(update={"quantization": "none"}) if stored else section
+
+
 def licence_of(section: BaseSection) -> str | None:
     """The licence that the model card beside a base's weights names, if there is one."""
     from huggingface_hub.repocard import metadata_load

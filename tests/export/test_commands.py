@@ -36,6 +36,18 @@ def test_merge_prints_its_receipt(
     assert (out / "merge.json").is_file()
 
 
+def test_a_forced_merge_into_4_bits_says_how_it_is_a_base(
+    stored: StoredAdapter,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--into", "4bit", "--force", "--prompts", str(prompts), "--limit", "3")
+    assert run(monkeypatch, "merge", str(stored.folder), str(tmp_path / "out"), *options) == 0
+    assert "`quantization: none`" in capsys.readouterr().out
+
+
 def test_export_prints_what_was_read_back(
     stored: StoredAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

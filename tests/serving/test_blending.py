@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from peft.utils.merge_utils import dare_linear, ties
+from torch import Tensor
 from typer.testing import CliRunner
 
 from finetune.cli.app import app
 from finetune.errors import AdapterError
 from finetune.model.base import Base
 from finetune.serving.bank import AdapterBank
-from finetune.serving.blending import METHODS, save_blend
+from finetune.serving.blending import METHODS, Factors, cut, nearest, save_blend
 from finetune.store.folders import CARD, find_adapter
-from tests.serving.making import logits, write_adapter
+from tests.conftest import MakeBase
+from tests.serving.making import IDS, logits, write_adapter
 
 VOICE = "a+0.5*b"
 
@@ -56,6 +61,69 @@ def test_errors_are_told_and_a_full_rank_leaves_none(store: Path) -> None:
     assert errors["cat"] == 0.0
     assert 0.0 < errors["svd"] < errors["linear"]  # no cross terms, but less rank
     assert save_blend(VOICE, "whole", store, method="svd", rank=10).error < 1e-5
+
+
+def make_parts(rows: int, columns: int, r: int) -> list[Factors]:
+    """Changes whose singular values fall as those of trained adapters do."""
+    generator = torch.Generator().manual_seed(0)
+    fall = torch.linspace(0, -3, r).exp()
+    shapes = ((r, columns), (rows, r))
+    made = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2)]
+    return [Factors(a, b * fall) for a, b in made]
+
+
+def lost(change: Tensor, factors: Factors) -> float:
+    """Energy beyond the least that an approximation of that rank loses, as a share of the change's."""
+    values = torch.linalg.svdvals(change.double()) ** 2
+    left = (change.double() - factors.b.double() @ factors.a.double()).square().sum()
+    return float((left - values[len(factors.a) :].sum()) / values.sum())
+
+
+@pytest.mark.parametrize("r", [1, 8, 24, 200])
+def test_svd_is_the_best_approximation_without_the_whole_matrix(r: int) -> None:
+    for rows, columns in ((96, 160), (160, 20)):  # the rank of the sum is 24, or more than the matrix has columns
+        first, second = make_parts(rows, columns, 12)
+        both = Factors(torch.cat([first.a, second.a]), torch.cat([first.b, second.b], dim=1))
+        made = nearest(both, r)
+        assert len(made.a) == min(r, 24, columns)
+        assert abs(lost(both.b @ both.a, made)) < 1e-6
+
+
+@pytest.mark.parametrize("rule", [ties, dare_linear])
+@pytest.mark.parametrize("r", [8, 64])
+def test_a_whole_change_is_cut_nearly_as_well_as_can_be(rule: Callable[..., Tensor], r: int) -> None:
+    parts = make_parts(320, 512, r)
+    torch.manual_seed(0)
+    change = rule([b @ a for a, b in parts], torch.tensor([1.0, 0.5]), 0.5)
+    found = lost(change, cut(change, r))
+    assert abs(found) < 1e-4
+
+
+@pytest.mark.parametrize("method", ["svd", "ties", "linear"])
+def test_methods_are_those_of_peft(base: Base, make_base: MakeBase, tmp_path: Path, method: str) -> None:
+    """Where PEFT's own sum is right: one rank, one scale."""
+    for seed, name in enumerate("ab", 1):
+        write_adapter(tmp_path / name, base, seed)
+    full = None if method == "linear" else 32  # what the smallest layers have
+    save_blend("a+-0.5*b", method, tmp_path, method=method, rank=full, density=0.4)
+    bank = AdapterBank(base, store=tmp_path)
+    bank.load(method)
+    model = PeftModel.from_pretrained(make_base().model, str(tmp_path / "a"), adapter_name="a")
+    model.load_adapter(str(tmp_path / "b"), adapter_name="b")
+    combination = method if method == "linear" else f"{method}_svd".removeprefix("svd_")
+    options = {} if method == "linear" else {"svd_rank": full}
+    model.add_weighted_adapter(["a", "b"], [1.0, -0.5], "sum", combination_type=combination, density=0.4, **options)
+    model.set_adapter("sum")
+    with torch.no_grad():
+        wanted = model.eval()(input_ids=IDS, use_cache=False).logits
+    torch.testing.assert_close(logits(bank, [method]), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_fp32_cannot_hold_is_refused(base: Base, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "huge", base, 1, size=1e37)
+    for method in METHODS:
+        with pytest.raises(AdapterError, match="larger than fp32 holds"):
+            save_blend("100*huge", "new", tmp_path, method=method)
 
 
 def test_what_dare_drops_is_a_matter_of_the_seed(base: Base, store: Path) -> None:

@@ -220,7 +220,7 @@ RULES: dict[str, Rule] = {
     "M005": Rule(
         "error", "the base is quantised already",
         "Weights that were quantised once (GPTQ, AWQ, 8 bits, ...) cannot be quantised to NF4 on top.",
-        "Name the original 16-bit model; it is quantised while it is loaded.",
+        "Name the original 16-bit model, which is quantised while it is loaded; or set base.quantization to none.",
     ),
 }  # fmt: skip
 

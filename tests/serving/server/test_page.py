@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -175,24 +178,53 @@ def test_tokens_show_their_probabilities_by_pointer_and_by_keyboard(page: Page) 
     assert not page.one("#tip").is_displayed()
 
 
+@contextmanager
+def held(live: Live, passes: int) -> Iterator[threading.Event]:
+    """Let the model run so many times and then wait for the event: an answer lasts as long as a test wants."""
+    go_on, free = threading.Event(), iter(range(passes))
+
+    def wait(*_: object) -> None:
+        if next(free, None) is None:
+            go_on.wait()
+
+    hook = live.engine.base.model.register_forward_pre_hook(wait)
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        hook.remove()
+
+
 @pytest.mark.parametrize("how", ["key", "button"])
 def test_stop_ends_the_answer(page: Page, how: str) -> None:
+    question, engine = {"role": "user", "content": "go on and on"}, page.live.engine
+    told = {"model": "a1", "messages": [question], "temperature": 0, "max_tokens": 100}
+    whole = page.live.call("POST", "/v1/chat/completions", told).json
+    assert whole["usage"]["completion_tokens"] == 100, "by itself it goes on to the limit"
     page.open()
-    page.one("#settings [name=max_tokens]").clear()
-    page.fill("temperature", "2")
-    act = {
-        "key": "document.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))",
-        "button": "document.getElementById('stop').click()",
-    }[how]
-    page.browser.execute_script(
-        "const seen = new MutationObserver(() => {"
-        f"if (document.querySelector('.token')) {{ seen.disconnect(); {act}; }}"
-        "}); seen.observe(document.getElementById('log'), {childList: true, subtree: true})"
-    )
-    page.send("go on and on")
+    page.pick(0, "a1")
+    page.fill("temperature", "0")
+    page.fill("max_tokens", "100")
+    wait_for(lambda: page.live.app.lifecycle.in_flight == 0)
+    before = engine.stats
+    with held(page.live, passes=4) as go_on:
+        page.one("#message").send_keys(question["content"], Keys.ENTER)
+        wait_for(lambda: len(page.all(".token")) > 0)
+        if how == "key":
+            page.focus.send_keys(Keys.ESCAPE)
+        else:
+            page.one("#stop").click()
+        wait_for(page.one("#send").is_enabled)
+        wait_for(lambda: page.live.app.lifecycle.in_flight == 0)  # the server has heard of it
+        go_on.set()
+        wait_for(lambda: engine.stats.running == 0)
+    after = engine.stats
+    assert (after.cancelled, after.finished) == (before.cancelled + 1, before.finished)
+    assert 0 < after.completion_tokens - before.completion_tokens <= 5, "what was read, and the step that was held"
     assert "stopped" in page.texts(".facts")[0]
-    assert page.texts(".text")[0]
-    wait_for(lambda: page.live.engine.stats.running == 0)
+    said = page.texts(".text")[0]
+    assert said
+    assert whole["choices"][0]["message"]["content"].startswith(said)
     page.fill("max_tokens", "2")
     page.send("hello")
     assert len(page.asked()[-1]["messages"]) == 3, "what was said until then is remembered"

@@ -77,6 +77,7 @@ def test_it_starts_answers_drains_and_ends_with_0(store: Path, section: BaseSect
         idle.request("GET", "/health")
         assert json.loads(idle.getresponse().read())["status"] == "ready"
         process.send_signal(signal.SIGTERM)
+        assert draining.after_the_signal(idle) == 503
         late = draining.ask(port, max_tokens=1)
         refused = late.getresponse()
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
