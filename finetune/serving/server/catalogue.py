@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.errors import AdapterError
 from finetune.model.base import Base
+from finetune.model.device import releasing_workers
 from finetune.serving.bank import AdapterBank
 from finetune.serving.server.errors import ApiError, model_not_found, said
 from finetune.serving.server.replies import ModelCard
@@ -67,7 +68,8 @@ class Catalogue:
         try:
             if not place_in_store(name, self.store).is_dir():
                 raise ApiError(404, f"The store holds no adapter {name!r}", param="lora_name", code="adapter_not_found")
-            self.bank.load(find_in_store(name, self.store).folder)
+            with releasing_workers():
+                self.bank.load(find_in_store(name, self.store).folder)
         except AdapterError as error:
             raise ApiError(400, said(error), param="lora_name", code="adapter_refused") from None
         return self.card(name)

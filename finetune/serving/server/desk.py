@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from finetune.errors import AdapterError, FinetuneError
+from finetune.model.device import releasing_workers
 from finetune.serving.engine import Engine
 from finetune.serving.requests import Request
 from finetune.serving.server.catalogue import Catalogue
@@ -62,7 +63,7 @@ class Desk:
         """Encode and hand in; done again in the rare case that the adapter was replaced in between."""
         bank = self.catalogue.bank
         while True:
-            with bank.lease(draft.voice) as lease:
+            with releasing_workers(), bank.lease(draft.voice) as lease:
                 prompts = encode(lease.system)
                 requests = self._requests(body, draft, prompts)
                 tickets = submit_all(self.engine, requests)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.errors import AdapterError
 from finetune.model.base import load_base
-from finetune.model.device import pick_device
+from finetune.model.device import pick_device, releasing_workers
 from finetune.serving.bank import AdapterBank
 from finetune.serving.choice import Choice
 from finetune.serving.engine import Engine
@@ -20,6 +20,14 @@ from finetune.store.folders import check_base
 
 def load(choice: Choice, *, store: Path, limits: EngineLimits, options: Options, warn: Callable[[str], None]) -> App:
     """Load base and adapters and start the engine. Raises FinetuneError."""
+    with releasing_workers():
+        bank = _loaded(choice, store, warn)
+    engine = Engine(bank.base, bank, limits)
+    engine.start()
+    return create_app(engine, store=store, options=options)
+
+
+def _loaded(choice: Choice, store: Path, warn: Callable[[str], None]) -> AdapterBank:
     base = load_base(choice.base, pick_device())
     bank = AdapterBank(base, store=store)
     for error in choice.unreadable:
@@ -35,6 +43,4 @@ def load(choice: Choice, *, store: Path, limits: EngineLimits, options: Options,
             if choice.asked:
                 raise
             warn(f"not served: {error}")
-    engine = Engine(base, bank, limits)
-    engine.start()
-    return create_app(engine, store=store, options=options)
+    return bank
