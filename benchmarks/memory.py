@@ -4,8 +4,8 @@
 
 Measured is a run of a few optimizer steps by the loop itself, from the loaded base with its adapter on. On a CPU: the
 most bytes that PyTorch's allocator has given out at a time, plus those of the model's own tensors. On a GPU:
-torch.cuda.max_memory_allocated. Estimated is the peak of the closed form (finetune/model/memory.py) for the same
-micro-batches. Weights are random; the memory does not depend on them.
+torch.cuda.max_memory_allocated. Estimated is the peak of the closed form (finetune/model/memory.py, activations.py)
+for the same micro-batches. Weights are random; the memory does not depend on them.
 
 Beside it, on a CPU, the resident memory: its peak (VmHWM, set back before the first step) less what was resident then,
 plus the model's own tensors. It is larger, because the C library keeps what was freed in pieces that do not fit what
@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from allocations import peak_of
 
@@ -42,75 +42,140 @@ SMOLLM2_135M = {
     "num_key_value_heads": 3, "vocab_size": 49152,
 }  # fmt: skip
 SHORT, MIXED, LONG = (40, 120), (60, 350), (500, 1000)  # tokens of an example, from and to
-# Name -> shape, quantization, rank, tokens of a micro-batch, lengths, recomputation.
-CONFIGURATIONS: dict[str, tuple[dict[str, int], str, int, int, tuple[int, int], int]] = {
-    "tiny nf4 r16 2,048": (TINY, "nf4", 16, 2048, MIXED, 0),
-    "tiny nf4 r64 4,096": (TINY, "nf4", 64, 4096, SHORT, 0),
-    "tiny none r16 4,096": (TINY, "none", 16, 4096, LONG, 0),
-    "tiny nf4 r16 8,192 recomputed": (TINY, "nf4", 16, 8192, MIXED, 1),
-    "middle nf4 r16 2,048": (MIDDLE, "nf4", 16, 2048, MIXED, 0),
-    "middle nf4 r64 2,048 long": (MIDDLE, "nf4", 64, 2048, LONG, 0),
-    "middle none r16 1,024": (MIDDLE, "none", 16, 1024, SHORT, 0),
-    "middle nf4 r16 4,096 recomputed": (MIDDLE, "nf4", 16, 4096, MIXED, 1),
-    "middle nf4 r16 2,048 half recomputed": (MIDDLE, "nf4", 16, 2048, MIXED, 2),
-    "135M nf4 r16 512": (SMOLLM2_135M, "nf4", 16, 512, SHORT, 0),
-    "135M nf4 r16 1,024": (SMOLLM2_135M, "nf4", 16, 1024, MIXED, 0),
-    "135M nf4 r64 2,048 long": (SMOLLM2_135M, "nf4", 64, 2048, LONG, 0),
-    "135M none r16 1,024": (SMOLLM2_135M, "none", 16, 1024, MIXED, 0),
-    "135M nf4 r16 2,048 recomputed": (SMOLLM2_135M, "nf4", 16, 2048, MIXED, 1),
+NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+
+
+class Configuration(NamedTuple):
+    shape: dict[str, int]
+    quantization: str
+    r: int
+    tokens: int  # of a micro-batch
+    lengths: tuple[int, int]
+    recompute: int = 0
+    method: str = "lora"
+    full: tuple[str, ...] = ()  # modules that are trained in full; embeddings only if they are not the head's, too
+    optimizer: str = "adamw"
+    adapters: int = 1  # trained at once
+
+
+CONFIGURATIONS = {
+    "tiny nf4 r16 2,048": Configuration(TINY, "nf4", 16, 2048, MIXED),
+    "tiny nf4 r64 4,096": Configuration(TINY, "nf4", 64, 4096, SHORT),
+    "tiny none r16 4,096": Configuration(TINY, "none", 16, 4096, LONG),
+    "tiny nf4 r16 8,192 recomputed": Configuration(TINY, "nf4", 16, 8192, MIXED, 1),
+    "middle nf4 r16 2,048": Configuration(MIDDLE, "nf4", 16, 2048, MIXED),
+    "middle nf4 r64 2,048 long": Configuration(MIDDLE, "nf4", 64, 2048, LONG),
+    "middle none r16 1,024": Configuration(MIDDLE, "none", 16, 1024, SHORT),
+    "middle nf4 r16 4,096 recomputed": Configuration(MIDDLE, "nf4", 16, 4096, MIXED, 1),
+    "middle nf4 r16 2,048 half recomputed": Configuration(MIDDLE, "nf4", 16, 2048, MIXED, 2),
+    "135M nf4 r16 512": Configuration(SMOLLM2_135M, "nf4", 16, 512, SHORT),
+    "135M nf4 r16 1,024": Configuration(SMOLLM2_135M, "nf4", 16, 1024, MIXED),
+    "135M nf4 r64 2,048 long": Configuration(SMOLLM2_135M, "nf4", 64, 2048, LONG),
+    "135M none r16 1,024": Configuration(SMOLLM2_135M, "none", 16, 1024, MIXED),
+    "135M nf4 r16 2,048 recomputed": Configuration(SMOLLM2_135M, "nf4", 16, 2048, MIXED, 1),
+    "tiny nf4 dora r16 2,048": Configuration(TINY, "nf4", 16, 2048, MIXED, method="dora"),
+    "middle nf4 dora r16 1,024 recomputed": Configuration(MIDDLE, "nf4", 16, 1024, MIXED, 1, method="dora"),
+    "tiny nf4 r64 1,024 adamw_8bit": Configuration(TINY, "nf4", 64, 1024, MIXED, optimizer="adamw_8bit"),
+    "tiny nf4 r16 1,024 norms in full": Configuration(TINY, "nf4", 16, 1024, MIXED, full=NORMS),
+    "middle nf4 r16 512 embeddings in full": Configuration(
+        MIDDLE, "nf4", 16, 512, MIXED, full=("embed_tokens",), optimizer="adamw_8bit"
+    ),
+    "tiny nf4 r16 2,048 three at once": Configuration(TINY, "nf4", 16, 2048, MIXED, adapters=3),
 }
 STEPS, ANSWER = 2, 20  # the second step has the optimizer's state
 
 
 def measure(name: str) -> dict[str, Any]:
     """Train a few steps in this process; return the estimated and the measured peak in bytes."""
-    import torch
     from accelerate import Accelerator
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from finetune.data.batches import TrainingRows
-    from finetune.model.base import load_base
     from finetune.model.device import pick_device
-    from finetune.model.lora import attach, count_parameters
-    from finetune.model.memory import Workload, estimate
+    from finetune.model.lora import count_parameters, trained_parameters
+    from finetune.training.loop import train_together
+
+    set_up, device = CONFIGURATIONS[name], pick_device()
+    rows = _rows(set_up.tokens, set_up.lengths)
+    estimated, parts, jobs = _prepare(set_up, rows, device)
+    model = next(iter(jobs.values())).model
+    trained = [sum(p.nbytes for p in trained_parameters(model, job.adapter).values()) for job in jobs.values()]
+    base = count_parameters(model, next(iter(jobs.values())).adapter).bytes_now - trained[0]
+    before = _start(device)
+    work_once = partial(train_together, jobs, Accelerator(cpu=device.type == "cpu"), lambda event: None)
+    work_once()
+    resident = base + sum(trained) + _peak(device) - before
+    # A run lays its parameters out anew and frees them where they were; PyTorch's profiler does not say when
+    # something is freed that was there before it, so they are counted in the run alone.
+    measured = base + _allocated(model, work_once) if device.type == "cpu" else _peak(device)
+    return {
+        "name": name, "tokens": sum(len(row.ids) for row in rows), "estimated": estimated, "measured": measured,
+        "ratio": estimated / measured, "resident": resident, "parts": parts,
+    }  # fmt: skip
+
+
+def _prepare(set_up: Configuration, rows: list[Any], device: Any) -> tuple[int, dict[str, int], dict[str, Any]]:
+    """Estimate in all and part by part, and jobs that share the rows of one micro-batch."""
+    from finetune.data.batches import TrainingRows
+    from finetune.model.lora import attach, attach_together
+    from finetune.model.memory import estimate
+    from finetune.model.methods import ADAPTER
     from finetune.model.shapes import shape_of
-    from finetune.recipe import AdapterSection, BaseSection, TrainSection
+    from finetune.planning.load import share
+    from finetune.recipe import AdapterSection, TrainSection
     from finetune.training.budget import MemoryPlan
-    from finetune.training.loop import train
     from finetune.training.run import TrainingJob
 
-    shape, quantization, r, tokens, lengths, recompute = CONFIGURATIONS[name]
-    device, adapter = pick_device(), AdapterSection(r=r, alpha=2.0 * r)
-    with tempfile.TemporaryDirectory() as folder:
-        model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=4096, tie_word_embeddings=True, **shape))
-        model.to(torch.bfloat16).save_pretrained(folder)
-        del model
-        _copy_tokenizer(Path(folder))
-        base = load_base(BaseSection(model=folder, quantization=quantization), device)  # type: ignore[arg-type]
-    counted = shape_of(base.model, adapter)
-    model = attach(base, adapter, 0)
-    rows = _rows(tokens, lengths)
-    section = TrainSection(max_steps=STEPS, epochs=100.0, batch_size=len(rows))
-    key, checkpoint = {"run": name}, Path(tempfile.gettempdir()) / f"finetune-memory-{os.getpid()}"
-    plan = MemoryPlan(tokens, recompute)
-    job = TrainingJob(base, model, TrainingRows(rows), [], section, 0, checkpoint, 1000, key, plan)
-    own = count_parameters(model).bytes_now
-    before = _start(device)
-    work_once = partial(train, job, Accelerator(cpu=device.type == "cpu"), lambda event: None)
-    work_once()
-    resident = own + _peak(device) - before
-    measured = own + _allocated(model, work_once) if device.type == "cpu" else _peak(device)
-    packed = sum(len(row.ids) for row in rows)
-    work = Workload(
-        r=r, tokens=packed, longest=max(len(row.ids) for row in rows), scored=len(rows) * ANSWER,
-        precision=quantization, cpu=device.type == "cpu",  # type: ignore[arg-type]
+    adapter = AdapterSection(
+        r=set_up.r, alpha=2.0 * set_up.r, method=set_up.method, modules_to_save=set_up.full  # type: ignore[arg-type]
     )  # fmt: skip
-    found = estimate(counted, replace(work, recompute=recompute))
-    return {
-        "name": name, "tokens": packed, "estimated": found.peak, "measured": measured, "ratio": found.peak / measured,
-        "resident": resident,
-        "parts": {part.name: part.bytes for part in found.parts},
-    }  # fmt: skip
+    base = _base(set_up, device)
+    shape = shape_of(base.model, adapter)
+    names = [ADAPTER, *(f"adapter{number}" for number in range(1, set_up.adapters))]
+    dealt = [rows[number :: len(names)] for number in range(len(names))]
+    shared = share([_need(shape, set_up, own, device) for own in dealt])
+    found = estimate(shape, replace(shared.most.work, tokens=shared.tokens, scored=len(rows) * ANSWER))
+    sections = dict.fromkeys(names, (adapter, 0))
+    model = attach_together(base, sections) if len(names) > 1 else attach(base, adapter, 0)
+    plan = MemoryPlan(set_up.tokens, set_up.recompute)
+    folder, jobs = Path(tempfile.gettempdir()) / f"finetune-memory-{os.getpid()}", {}
+    for name, own in zip(names, dealt, strict=True):
+        section = TrainSection(
+            max_steps=STEPS, epochs=100.0, batch_size=len(own), optimizer=set_up.optimizer  # type: ignore[arg-type]
+        )  # fmt: skip
+        key, place = {"run": name}, folder / name
+        jobs[name] = TrainingJob(
+            base, model, TrainingRows(own), [], section, 0, place, 1000, key, plan, adapter.methods, name
+        )
+    parts = {part.name: part.bytes for part in found.parts}
+    return found.peak + shared.others, {**parts, "other adapters": shared.others}, jobs
+
+
+def _base(set_up: Configuration, device: Any) -> Any:
+    """A base of this shape with random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from finetune.model.base import load_base
+    from finetune.recipe import BaseSection
+
+    tied = "embed_tokens" not in set_up.full
+    with tempfile.TemporaryDirectory() as folder:
+        config = LlamaConfig(max_position_embeddings=4096, tie_word_embeddings=tied, **set_up.shape)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        _copy_tokenizer(Path(folder))
+        return load_base(BaseSection(model=folder, quantization=set_up.quantization), device)  # type: ignore[arg-type]
+
+
+def _need(shape: Any, set_up: Configuration, rows: list[Any], device: Any) -> Any:
+    from finetune.model.memory import Workload
+    from finetune.planning.load import Load, Need
+
+    lengths = [len(row.ids) for row in rows]
+    work = Workload(
+        r=set_up.r, tokens=sum(lengths), longest=max(lengths), scored=len(rows) * ANSWER,
+        precision=set_up.quantization, optimizer=set_up.optimizer,  # type: ignore[arg-type]
+        recompute=set_up.recompute, cpu=device.type == "cpu",
+    )  # fmt: skip
+    return Need(shape, work, Load(len(rows), STEPS, 0, 0, 0, max(lengths), sum(lengths)))
 
 
 def _copy_tokenizer(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +12,11 @@ from finetune.data.batches import TrainingRows
 from finetune.data.dataset import Dataset
 from finetune.errors import RecipeError
 from finetune.model.base import Base
+from finetune.model.compiled import modules_with_regions
 from finetune.model.lora import PLAIN, attach, attach_together
-from finetune.model.memory import LATER, OWN, Workload, estimate
 from finetune.model.methods import ADAPTER
-from finetune.model.shapes import ModelShape, shape_of
-from finetune.planning.load import Load, measure_load, workload
+from finetune.model.shapes import shape_of
+from finetune.planning.load import Need, measure_load, share, workload
 from finetune.recipe import Recipe
 from finetune.records import run_key
 from finetune.training.budget import MemoryPlan, plan_memory
@@ -28,14 +27,7 @@ from finetune.training.telemetry import Emit, NoticeEvent, tagged
 class RunOptions(NamedTuple):
     checkpoint_every: int = 100  # optimizer steps between checkpoints
     memory: int | None = None  # bytes of the device that may be used; None: what is free
-
-
-class _Need(NamedTuple):
-    """What an adapter takes, measured before any is attached."""
-
-    shape: ModelShape
-    work: Workload
-    load: Load
+    compiled: bool = False  # torch.compile for what lies between a layer's matrix products: speed, no result
 
 
 def checkpoint_of(recipe: Recipe) -> Path:
@@ -82,7 +74,8 @@ def make_jobs(
         if len(recipes) > 1:
             what = f"{base.name} cannot keep packed examples apart, so several adapters cannot share its rows"
             raise RecipeError(what, fix="train them one after the other")
-        emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: one example per row, which is slower"))
+        how = "rows of one example each, padded in groups of like length, which is slower"
+        emit(NoticeEvent(f"{base.name} cannot keep packed examples apart: {how}"))
     needs = [_need(recipe, base, dataset) for recipe, dataset in zip(recipes, datasets, strict=True)]
     adapters = [ADAPTER, *(f"adapter{number}" for number in range(1, len(recipes)))]
     if len(recipes) == 1:
@@ -92,6 +85,10 @@ def make_jobs(
         model = attach_together(base, {name: (recipe.adapter, recipe.seed) for name, recipe in pairs})
     plan = _plan(base, model, needs, options.memory)
     emit(NoticeEvent(plan.describe()))
+    if options.compiled:
+        found = modules_with_regions(base.model)
+        what = f"compiling what lies between the matrix products of {found} modules: the first steps take longer"
+        emit(NoticeEvent(what if found else f"{base.name} has no layer of the kind that --compile compiles"))
     return {
         recipe.name: TrainingJob(
             base,
@@ -106,6 +103,7 @@ def make_jobs(
             plan,
             recipe.adapter.methods,
             adapter,
+            options.compiled,
         )
         for recipe, dataset, own, adapter in zip(recipes, datasets, rows, adapters, strict=True)
     }
@@ -122,19 +120,17 @@ def _rows_of(recipe: Recipe, dataset: Dataset, emit: Emit, base: Base) -> Traini
     return TrainingRows(dataset.train, tuple((mixed.rows, mixed.weight) for mixed in dataset.mix))
 
 
-def _need(recipe: Recipe, base: Base, dataset: Dataset) -> _Need:
+def _need(recipe: Recipe, base: Base, dataset: Dataset) -> Need:
     load = measure_load(recipe, dataset)
     work = workload(recipe, load, cpu=base.device.type == "cpu")
-    return _Need(shape_of(base.model, recipe.adapter), work, load)
+    return Need(shape_of(base.model, recipe.adapter), work, load)
 
 
-def _plan(base: Base, model: PeftModel, needs: Sequence[_Need], memory: int | None) -> MemoryPlan:
+def _plan(base: Base, model: PeftModel, needs: Sequence[Need], memory: int | None) -> MemoryPlan:
     """For the adapter that needs most, in rows that hold the steps of all; room is kept for the others."""
-    most = max(needs, key=lambda need: estimate(need.shape, need.work).of(LATER))
-    work = replace(most.work, longest=max(need.work.longest for need in needs))
-    tokens = sum(need.load.step_tokens for need in needs)
-    reserved = sum(estimate(need.shape, need.work).of(OWN) for need in needs if need is not most)
-    return plan_memory(base, model, most.shape, work, tokens, memory, reserved=reserved)
+    shared = share(needs)
+    shape, work, _ = shared.most
+    return plan_memory(base, model, shape, work, shared.tokens, memory, reserved=shared.reserved)
 
 
 def _report_dropped(dataset: Dataset, limit: int, emit: Emit) -> None:

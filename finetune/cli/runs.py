@@ -33,6 +33,9 @@ def train(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="of the device that may be used, such as 8GB; default: all free")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="compile what lies between matrix products: a slower start, faster steps")
+    ] = False,
 ) -> None:
     """Train the recipe's adapter; run it again after an interruption and it goes on.
 
@@ -42,7 +45,7 @@ def train(
     from finetune.recipe import load_recipe
 
     cap = None if memory is None else parse_bytes(memory, "--memory")
-    recipes, overrides = split_overrides(what)
+    recipes, overrides = split_overrides(what, "train")
     loaded = [load_recipe(recipe, overrides) for recipe in recipes]
     from finetune import pipeline
     from finetune.jobs import RunOptions
@@ -50,19 +53,19 @@ def train(
 
     main_process = os.environ.get("RANK", "0") == "0"
     with RunDisplay(out if main_process else Console(quiet=True)) as show:
-        options = RunOptions(checkpoint_every, cap)
+        options = RunOptions(checkpoint_every, cap, compiled)
         adapters = pipeline.train_together(loaded, options, emit=show, fresh=fresh, trackers=tracker or [])
     for recipe, adapter in zip(recipes, adapters, strict=True) if main_process else ():
         say(f"adapter written to {adapter.folder}")
         say(f"next: finetune eval {recipe} · finetune chat --adapter {adapter.folder}")
 
 
-def split_overrides(what: list[str]) -> tuple[list[Path], list[str]]:
+def split_overrides(what: list[str], command: str) -> tuple[list[Path], list[str]]:
     """Tell recipes from overrides. Raises FinetuneError where no recipe is named."""
     first, *rest = what
     named = [word for word in rest if word.endswith((".yaml", ".yml"))]
     if "=" in first and not Path(first).exists():
-        raise FinetuneError(f"no recipe was given, only {first}", fix="finetune train RECIPE [KEY=VALUE]...")
+        raise FinetuneError(f"no recipe was given, only {first}", fix=f"finetune {command} RECIPE [KEY=VALUE]...")
     return [Path(first), *map(Path, named)], [word for word in rest if word not in named]
 
 

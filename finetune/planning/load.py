@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from finetune.data.dataset import Dataset, Rows
-from finetune.model.memory import MOMENTS, Workload
-from finetune.model.shapes import rank
+from finetune.model.memory import LATER, OWN, Workload, estimate
+from finetune.model.shapes import ModelShape, rank
 from finetune.recipe import Recipe
 
 
@@ -60,8 +60,39 @@ def workload(recipe: Recipe, load: Load, *, cpu: bool) -> Workload:
         longest=load.longest,
         precision="nf4" if section.quantization == "nf4" else "none",
         width=4 if section.dtype == "float32" else 2,
-        moments=MOMENTS[recipe.train.optimizer],
+        optimizer=recipe.train.optimizer,
         cpu=cpu,
+    )
+
+
+class Need(NamedTuple):
+    """What one adapter takes."""
+
+    shape: ModelShape
+    work: Workload  # of a micro-batch that holds a whole step
+    load: Load
+
+
+class Shared(NamedTuple):
+    """What adapters that are trained at once take, their steps sharing rows."""
+
+    most: Need  # of the one that needs most, with room for the longest example of any
+    tokens: int  # of the steps of all
+    others: int  # bytes of the other adapters
+    reserved: int  # of these, those that are not there before the first step
+
+
+def share(needs: Sequence[Need]) -> Shared:
+    """Put together what several adapters of one base need."""
+    most = max(needs, key=lambda need: estimate(need.shape, need.work).of(LATER))
+    work = replace(most.work, longest=max(need.work.longest for need in needs))
+    others = [estimate(need.shape, need.work) for need in needs if need is not most]
+    reserved = sum(found.of(OWN) for found in others)
+    return Shared(
+        most=most._replace(work=work),
+        tokens=sum(need.load.step_tokens for need in needs),
+        others=reserved + sum(found.of(["adapter"]) for found in others),
+        reserved=reserved,
     )
 
 

@@ -11,10 +11,10 @@ import torch
 from finetune.data.dataset import load_dataset
 from finetune.errors import FinetuneError
 from finetune.model.device import pick_device
-from finetune.model.memory import LATER, Estimate, Precision, Workload, estimate, full_estimate
+from finetune.model.memory import LATER, Estimate, Precision, Workload, estimate, full_estimate, optimizer_state
 from finetune.model.shapes import ModelShape, read_shape
 from finetune.model.tokenizer import load_chat_template
-from finetune.planning.load import Load, measure_load, workload
+from finetune.planning.load import Load, Need, measure_load, workload
 from finetune.recipe import Recipe
 from finetune.training.budget import HEADROOM, MemoryPlan, choose_plan, free_bytes
 
@@ -63,6 +63,7 @@ class PlanReport:
     options: tuple[Option, ...]
     flops: float
     cost: Cost | None  # None where nothing is known about the speed
+    paged: int  # bytes of the optimizer that are not counted: they go to the host when memory is short
 
     @property
     def fits(self) -> bool:
@@ -76,14 +77,9 @@ def make_plan(recipe: Recipe, given: Assumptions = Assumptions()) -> PlanReport:
     Reads the data as training does, through the token cache. Raises FinetuneError as training would for the recipe's
     data and the base's config, and for a negative assumption.
     """
-    for name, value in given._asdict().items():
-        if value is not None and value <= 0:
-            raise FinetuneError(f"--{name.replace('_', '-')} is {value:g}", fix="give a number above 0")
-    shape = read_shape(recipe.base, recipe.adapter)
-    load = measure_load(recipe, load_dataset(recipe.data, load_chat_template(recipe.base)))
-    device, room = _device(given)
-    work = workload(recipe, load, cpu=device == "cpu")
-    plan = _plan(shape, work, load, room)
+    device, room = device_of(given)
+    shape, work, load = read_need(recipe, cpu=device == "cpu")
+    plan = plan_alone(shape, work, load, room)
     flops = training_flops(shape, work, load, plan)
     return PlanReport(
         name=recipe.name,
@@ -91,13 +87,21 @@ def make_plan(recipe: Recipe, given: Assumptions = Assumptions()) -> PlanReport:
         device=device,
         room=room,
         shape=shape,
-        trained=shape.lora_numbers(recipe.adapter.r) + shape.full,
+        trained=shape.trained_numbers(recipe.adapter.r),
         load=load,
         plan=plan,
         options=tuple(_options(shape, work, load, plan, room)),
         flops=flops,
-        cost=_cost(flops, load, given),
+        cost=cost_of(flops, load.tokens, given),
+        paged=optimizer_state(shape, work).paged,
     )
+
+
+def read_need(recipe: Recipe, *, cpu: bool) -> Need:
+    """What a recipe's adapter takes, from the base's config and the data. Raises FinetuneError."""
+    shape = read_shape(recipe.base, recipe.adapter)
+    load = measure_load(recipe, load_dataset(recipe.data, load_chat_template(recipe.base)))
+    return Need(shape, workload(recipe, load, cpu=cpu), load)
 
 
 def training_flops(shape: ModelShape, work: Workload, load: Load, plan: MemoryPlan) -> float:
@@ -132,14 +136,21 @@ def measure_rate(device: torch.device, seconds: float = 0.5) -> float:
     return best
 
 
-def _device(given: Assumptions) -> tuple[str, int]:
+def device_of(given: Assumptions) -> tuple[str, int]:
+    """Kind of the device that is planned for, and the bytes that training may use there.
+
+    Raises FinetuneError for an assumption that is not above 0.
+    """
+    for name, value in given._asdict().items():
+        if value is not None and value <= 0:
+            raise FinetuneError(f"--{name.replace('_', '-')} is {value:g}", fix="give a number above 0")
     if given.gpu is not None:
         return "cuda", round(given.gpu * (1 - HEADROOM["cuda"]))
     device = pick_device()
     return device.type, free_bytes(device)
 
 
-def _plan(shape: ModelShape, work: Workload, load: Load, room: int) -> MemoryPlan:
+def plan_alone(shape: ModelShape, work: Workload, load: Load, room: int) -> MemoryPlan:
     """What training will choose, when the weights lie on the device."""
     found = estimate(shape, work)
     return choose_plan(shape, work, load.step_tokens, room - (found.peak - found.of(LATER)))
@@ -148,12 +159,13 @@ def _plan(shape: ModelShape, work: Workload, load: Load, room: int) -> MemoryPla
 def _options(shape: ModelShape, work: Workload, load: Load, plan: MemoryPlan, room: int) -> list[Option]:
     options = []
     kinds: list[tuple[str, Precision]] = [("4-bit", "nf4"), ("8-bit", "int8"), (f"{8 * work.width}-bit", "none")]
+    kind = "DoRA" if shape.dora else "LoRA"
     for name, precision in kinds:
         lora = replace(work, precision=precision)
         under = estimate(shape, applied(lora, plan))
-        best = _plan(shape, lora, load, room)
+        best = plan_alone(shape, lora, load, room)
         needs = estimate(shape, applied(lora, best)).peak
-        options.append(Option(f"{name} LoRA", under, precision == work.precision, best, needs, needs <= room))
+        options.append(Option(f"{name} {kind}", under, precision == work.precision, best, needs, needs <= room))
     full = replace(work, precision="none", width=2)
     under = full_estimate(shape, applied(full, plan))
     least = plan if under.peak <= room else MemoryPlan(load.longest, recompute=1)
@@ -166,9 +178,10 @@ def applied(work: Workload, plan: MemoryPlan) -> Workload:
     return replace(work, tokens=plan.tokens, recompute=plan.recompute, offload=plan.offload)
 
 
-def _cost(flops: float, load: Load, given: Assumptions) -> Cost | None:
+def cost_of(flops: float, tokens: float, given: Assumptions) -> Cost | None:
+    """Time, energy and money of so many operations over so many tokens; None where nothing says how fast."""
     if given.tokens_per_second is not None:
-        seconds, basis = load.tokens / given.tokens_per_second, f"at {given.tokens_per_second:,.0f} tokens/s"
+        seconds, basis = tokens / given.tokens_per_second, f"at {given.tokens_per_second:,.0f} tokens/s"
     elif given.gpu is None:
         rate = measure_rate(pick_device())
         seconds = flops / (UTILISATION * rate)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from finetune import cli
 from finetune.data.dataset import load_dataset
 from finetune.errors import FinetuneError
 from finetune.model.shapes import read_shape
@@ -22,32 +18,7 @@ from finetune.planning.plan import Assumptions, make_plan, training_flops
 from finetune.recipe import load_recipe
 from finetune.terminal.plan import show_plan
 from finetune.training.budget import MemoryPlan
-
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, model_folder: Path, jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe whose base has a config and a tokenizer, but no weights."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(model_folder, "base", ignore=shutil.ignore_patterns("*.safetensors"))
-    Path("recipe.yaml").write_text(
-        f"name: shop\nbase: {{model: base, dtype: bfloat16}}\nadapter: {{r: 4}}\n"
-        f"data: {{path: {jsonl.name}, heldout: 0.2, max_length: 128}}\ntrain: {{epochs: 2, batch_size: 8}}\n"
-    )
-    return Path("recipe.yaml")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["finetune", "plan", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        said = capsys.readouterr()
-        return int(stop.value.code or 0), said.out + said.err
-
-    return call
+from tests.planning.conftest import Run
 
 
 def large(folder: Path, **shape: Any) -> None:
@@ -67,13 +38,70 @@ def test_65b_fits_48_gb_in_4_bits_and_nothing_else_does(recipe: Path, run: Run) 
     code, said = run(str(recipe), "adapter.r=16", "--gpu", "48GB", "--format", "json")
     found = json.loads(said)
     assert (code, found["fits"], found["parameters"]["total"]) == (0, True, 65_285_660_672)
-    peaks = {option["name"]: option["peak"] for option in found["options"]}
+    peaks = peaks_of(said)
     assert 30e9 < peaks["4-bit LoRA"] < 48e9
     assert peaks["16-bit full"] == pytest.approx(783e9, rel=0.01)
     assert [option["fits"] for option in found["options"]] == [True, False, False, False]
     code, said = run(str(recipe), "adapter.r=16", "--gpu", "24GB")
     assert code == 1
     assert "4-bit LoRA   does not fit" in said
+
+
+def peaks_of(said: str) -> dict[str, int]:
+    return {option["name"]: option["peak"] for option in json.loads(said)["options"]}
+
+
+def parts_of(said: str) -> dict[str, int]:
+    own: dict[str, int] = next(option["parts"] for option in json.loads(said)["options"] if option["asked_for"])
+    return own
+
+
+def test_dora_trains_magnitudes_and_keeps_its_inputs_in_fp32(recipe: Path, run: Run) -> None:
+    large(Path("base"), **LLAMA_65B)
+    plain, dora = (
+        run(str(recipe), "adapter.r=16", f"adapter.method={method}", "--gpu", "80GB", "--format", "json")
+        for method in ("lora", "dora")
+    )
+    assert plain[0] == 0
+    magnitudes = 80 * (5 * 8192 + 2 * 22016)
+    trained = [json.loads(said)["parameters"]["trained"] for _, said in (plain, dora)]
+    assert trained[1] - trained[0] == magnitudes
+    assert parts_of(dora[1])["gradients"] - parts_of(plain[1])["gradients"] == 4 * magnitudes
+    assert parts_of(dora[1])["activations"] > 2 * parts_of(plain[1])["activations"]
+    # In fp32, for the largest linear: the unit matrix, B A, s B A, W and W + s B A.
+    assert parts_of(dora[1])["working set"] > 4 * 22016 * (22016 + 4 * 8192)
+
+
+def test_modules_in_full_are_copies_gradients_and_moments_in_fp32(recipe: Path, run: Run) -> None:
+    large(Path("base"), **LLAMA_65B, tie_word_embeddings=False)
+    numbers = 32000 * 8192
+    plain, full = (
+        run(str(recipe), f"adapter.modules_to_save={names}", "--gpu", "48GB", "--format", "json")
+        for names in ("[]", "[embed_tokens]")
+    )
+    assert (plain[0], full[0]) == (0, 0)
+    mine, theirs = parts_of(full[1]), parts_of(plain[1])
+    for part, size in (("adapter", 4), ("gradients", 4), ("optimizer", 8)):
+        assert mine[part] - theirs[part] == size * numbers
+    arguments = (str(recipe), "adapter.modules_to_save=[embed_tokens]", "--gpu", "44GB")
+    assert run(*arguments)[0] == 1
+    assert run(*arguments, "train.optimizer=adamw_8bit")[0] == 0
+
+
+def test_8_bit_moments_have_constants_and_pages_are_not_counted(recipe: Path, run: Run) -> None:
+    large(Path("base"), **LLAMA_65B)
+    found = {}
+    for kind in ("adamw", "adamw_8bit", "paged_adamw_8bit"):
+        arguments = (str(recipe), "adapter.r=16", f"train.optimizer={kind}", "--gpu", "48GB")
+        code, said = run(*arguments, "--format", "json")
+        assert code == 0
+        found[kind] = parts_of(said)["optimizer"], json.loads(said)["paged"]
+        assert ("on the GPU only while there is room" in run(*arguments)[1]) == (kind == "paged_adamw_8bit")
+    numbers = json.loads(said)["parameters"]["trained"]
+    constants = 8 * numbers // 256
+    assert found["adamw"] == (8 * numbers, 0)
+    assert found["adamw_8bit"] == (2 * numbers + constants, 0)
+    assert found["paged_adamw_8bit"] == (constants, 2 * numbers)
 
 
 def test_what_is_counted_is_what_training_does(recipe: Path) -> None:
