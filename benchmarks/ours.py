@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import finetune.model.base as model_base
 from finetune import jobs
-from finetune.data.batches import IGNORED, MicroBatch, TrainingRows
+from finetune.data.batches import IGNORED, MicroBatch, TrainingRows, pack
 from finetune.data.dataset import Dataset, Rows
 from finetune.data.encoding import Encoded
 from finetune.data.tokens import Tokens, TokenWriter
@@ -45,12 +46,10 @@ def run(task: Task, recorder: Recorder) -> Any:
         WITHOUT[name]()
     recipe = recipe_of(task, recorder.rows)
     base = load_base(recipe.base, torch.device(task.device))
-    if "packing" in task.without:
-        base = replace(base, packs=False)
     recorder.loaded()
     if task.overhead:
         _time_parts(recorder)
-    job = job_of(recipe, base, recorder)
+    job = replace(job_of(recipe, base, recorder), compiled=task.compiled)
     if "dense-cache" in task.without:
         job = replace(job, plan=replace(job.plan, dense_bytes=0))
     train(job, recorder)
@@ -95,9 +94,19 @@ def train(job: TrainingJob, recorder: Recorder) -> None:
 
     def emit(event: Event) -> None:
         if isinstance(event, StepEvent):
-            recorder.step(event.grad_norm, job.model)
+            with _plain_attention(job.base.model) if recorder.task.evaluate_every else nullcontext():
+                recorder.step(event.grad_norm, job.model)
 
     loop.train(job, Accelerator(cpu=job.base.device.type == "cpu"), emit)
+
+
+@contextmanager
+def _plain_attention(model: Any) -> Iterator[None]:
+    """For the held-out loss in the middle of a training, which is computed as for everybody."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    yield
+    model.set_attn_implementation(before)
 
 
 def _on_disk(rows: Sequence[Row]) -> Tokens:
@@ -164,6 +173,10 @@ def _segments() -> None:
     attention.AttentionInterface.register(attention.NAME, _masked_attention)
 
 
+def _packing() -> None:
+    accumulate.pack = lambda rows, budget, isolate: pack(rows, 0)
+
+
 def _fused() -> None:
     lora.register_fused = lambda config: config
 
@@ -173,7 +186,7 @@ def _lean() -> None:
 
 
 WITHOUT: dict[str, Callable[[], None]] = {
-    "packing": lambda: None,  # one example per row; see run
+    "packing": _packing,  # one example per row
     "dense-cache": lambda: None,  # weights are dequantised whenever they are used; see run
     "segments": _segments,  # a mask over the packed row instead of attention per example
     "rows-only-head": _rows_only_head,  # logits of all rows at once instead of a chunk of the trained ones

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Task:
     seed: int
     evaluate_every: int = 0  # steps between held-out losses, none if 0
     without: tuple[str, ...] = ()  # techniques of finetune that are turned off
+    compiled: bool = False  # finetune train --compile
     overhead: bool = False  # time the parts of a step of finetune
 
     @classmethod
@@ -51,7 +52,7 @@ class Task:
         """Read a task that the driver wrote."""
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         found["without"] = tuple(found["without"])
-        return cls(**{field.name: found[field.name] for field in fields(cls)})
+        return cls(**found)
 
 
 class Recorder:

@@ -5,6 +5,7 @@
     python benchmarks/training.py --to-loss            time to the same held-out loss, tiny, pairs
     python benchmarks/training.py --sizes 1000 10000 100000      cost of a step as the training set grows
     python benchmarks/training.py --without packing segments     what single techniques of finetune are worth
+    python benchmarks/training.py --compile            what finetune train --compile is worth
     python benchmarks/training.py --overhead           share of a step that is not forward, backward or optimizer
     python benchmarks/training.py --markdown           the tables of the JSON file; --plot PNG draws it
 
@@ -229,6 +230,7 @@ def run_variants(options: argparse.Namespace, folder: Path) -> Found:
             task = replace(task, contender="finetune", overhead=options.overhead)
             tasks = {"finetune": task}
             tasks |= {f"without {name}": replace(task, without=(name,)) for name in options.without}
+            tasks |= {"with --compile": replace(task, compiled=True)} if options.compiled else {}
             results[shape][mix] = compared(in_turn(tasks, options), rows, task, machine_rates(task.model, options))
     return results
 
@@ -275,7 +277,7 @@ def main() -> None:
         training_report.show(options)
         return
     kinds = {"to_loss": run_to_loss, "sizes": run_sizes, "without": run_variants, "overhead": run_variants}
-    kind = next((name for name in kinds if getattr(options, name)), "mixes")
+    kind = "without" if options.compiled else next((name for name in kinds if getattr(options, name)), "mixes")
     with tempfile.TemporaryDirectory() as folder:
         found = kinds.get(kind, run_mixes)(options, Path(folder))
     training_report.write(options, kind, found)

@@ -35,6 +35,7 @@ def arguments(doc: str, contenders: list[str], shapes: Sequence[str], switches: 
     parser.add_argument("--to-loss", action="store_true")
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--without", nargs="+", choices=switches, default=[])
+    parser.add_argument("--compile", action="store_true", dest="compiled")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--markdown", nargs="?", const="-", metavar="FILE", help="FILE: put the tables into it")
     parser.add_argument("--plot", type=Path)

@@ -32,6 +32,7 @@ from finetune.evaluation.tasks import check_tasks
 from finetune.files import atomic_write_text
 from finetune.jobs import RunOptions, check_together, make_jobs
 from finetune.model.base import Base, assert_trainable_through, load_base
+from finetune.model.compiled import require_compiler
 from finetune.model.device import make_accelerator, pick_device
 from finetune.model.lora import Parameters, count_parameters
 from finetune.model.tokenizer import load_chat_template
@@ -46,7 +47,7 @@ from finetune.training.run import TrainingJob, TrainResult
 from finetune.training.telemetry import Emit, Event, NoticeEvent, plot_loss, write_log
 
 
-def train(
+def train(  # noqa: PLR0913 (each is an option of finetune train)
     recipe: Recipe,
     *,
     emit: Emit | None = None,
@@ -54,14 +55,16 @@ def train(
     checkpoint_every: int = 100,
     trackers: Sequence[str] = (),
     memory: int | None = None,
+    compiled: bool = False,
 ) -> StoredAdapter:
     """Train the recipe's adapter and write its folder; resumes an interrupted run of the same recipe.
 
     `fresh` discards what an interrupted run left. `checkpoint_every`: optimizer steps between checkpoints to resume
     from. `trackers`: accelerate's names, such as tensorboard. `memory`: bytes of the device that may be used;
-    default: what is free. Raises FinetuneError; see finetune.errors.
+    default: what is free. `compiled`: torch.compile for what lies between a layer's matrix products, which changes
+    speed and nothing else. Raises FinetuneError; see finetune.errors.
     """
-    options = RunOptions(checkpoint_every, memory)
+    options = RunOptions(checkpoint_every, memory, compiled)
     return train_together([recipe], options, emit=emit, fresh=fresh, trackers=trackers)[0]
 
 
@@ -80,6 +83,8 @@ def train_together(
     check_together(recipes)
     emit, first = emit or _silent, recipes[0]
     accelerator = make_accelerator(trackers, Path(first.output) / "trackers")
+    if options.compiled:
+        require_compiler(accelerator.device)
     for recipe in recipes:
         _check_writable(Path(recipe.output) / recipe.name)
     template = load_chat_template(first.base)

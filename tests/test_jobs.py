@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.jobs import check_together
+from finetune.pipeline import train
 from finetune.recipe import Recipe, load_recipe
+from finetune.training.telemetry import Event, NoticeEvent
+from tests.training.test_padded import maker
 
 
 @pytest.fixture
@@ -70,3 +73,16 @@ def test_two_recipes_on_the_command_line_become_two_adapters_that_peft_reads(
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), str(folder))
         assert model.peft_config["default"].r == 4
     assert not list((tmp_path / "adapters").glob("*.checkpoint"))
+
+
+def test_a_base_that_cannot_pack_is_trained_in_padded_rows_and_the_run_says_so(
+    write: object, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    maker("convolution", tmp_path / "hybrid", tokenizer)
+    recipe = write("one", f"base.model={tmp_path / 'hybrid'}", "train.max_steps=2")  # type: ignore[operator]
+    events: list[Event] = []
+    stored = train(recipe, emit=events.append)
+    said = [event.text for event in events if isinstance(event, NoticeEvent)]
+    how = "rows of one example each, padded in groups of like length, which is slower"
+    assert f"{tmp_path / 'hybrid'} cannot keep packed examples apart: {how}" in said
+    assert (stored.folder / "adapter_model.safetensors").exists()

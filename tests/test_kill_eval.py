@@ -31,7 +31,7 @@ def folder(model_folder: Path, jsonl: Path, tmp_path: Path) -> Path:
 
 
 def test_a_killed_evaluation_ends_with_the_same_bytes(folder: Path) -> None:
-    assert int(in_a_fresh_process("kill_at_random", folder, 2)) > 0
+    assert int(in_a_fresh_process("kill_at_random", folder, 2)) >= 2
 
 
 @pytest.mark.slow

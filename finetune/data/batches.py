@@ -1,4 +1,4 @@
-"""Packing: examples of one optimizer step -> rows of many examples, no padding."""
+"""Examples of one optimizer step -> micro-batches: packed rows, or padded ones where a model cannot keep them apart."""
 
 from __future__ import annotations
 
@@ -16,22 +16,31 @@ from torch import Tensor
 from finetune.data.encoding import Encoded
 
 IGNORED = -100
+PASS_COST = 128  # tokens that take as long as one pass more: kernels are started and weights dequantised again
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One row of T tokens; examples stand one behind the other and never see each other.
+    """B rows of T tokens. Packed: one row, whose examples stand one behind the other and never see each other.
 
+    Padded: each example begins a row, and nothing of it looks at the padding behind it, as models are causal.
     labels[t] is the token to predict *from* position t (already shifted), -100 where nothing is
-    trained; position_ids restart with every example; segments holds each example's (start, end).
+    trained; position_ids restart with every example; segments holds each example's (start, end) in the
+    rows laid one behind the other.
     """
 
-    input_ids: Tensor  # (1, T)
-    labels: Tensor  # (1, T)
-    position_ids: Tensor  # (1, T)
+    input_ids: Tensor  # (B, T)
+    labels: Tensor  # (B, T)
+    position_ids: Tensor  # (B, T)
     segments: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]  # index of each example in what was packed
     trained: int  # labels that are not ignored
+    packed: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model computes, padding included."""
+        return self.input_ids.numel()
 
     def to(self, device: torch.device) -> MicroBatch:
         return replace(
@@ -81,10 +90,13 @@ class TrainingRows:
 def pack(encoded: Sequence[Encoded], budget: int, *, isolate: bool = True) -> list[MicroBatch]:
     """Best-fit-decreasing packing into rows of at most `budget` tokens (longer examples go alone).
 
-    `isolate=False`: one example per row, for models whose layers cannot keep examples apart.
+    `isolate=False`: padded rows of examples of like length, for models whose layers cannot keep examples apart;
+    padding counts.
     """
-    bins = best_fit([len(row.ids) for row in encoded], budget if isolate else 0)
-    return [_row(encoded, members) for members in bins]
+    sizes = [len(row.ids) for row in encoded]
+    if not isolate:
+        return [_padded(_row(encoded, members)) for members in like_lengths(sizes, budget)]
+    return [_row(encoded, members) for members in best_fit(sizes, budget)]
 
 
 def join(micros: Sequence[MicroBatch], align: int = 1) -> tuple[MicroBatch, list[tuple[int, int]]]:
@@ -139,6 +151,31 @@ def best_fit(sizes: Sequence[int], room: int) -> list[list[int]]:
     return bins
 
 
+def like_lengths(sizes: Sequence[int], room: int) -> list[list[int]]:
+    """Indices of `sizes` in groups that are padded to their largest: the least padding, at PASS_COST a group.
+
+    A group's number times its largest is at most `room`, or it is one. Found by dynamic programming over the sizes
+    in order, so no cut of a group in two would save more than PASS_COST: the m smallest of a group lack at most
+    PASS_COST / m each, and a group of n has at most PASS_COST * (1 + ln n) of padding, whatever the sizes.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    least, begins = [0], [0]  # of the first so many: their cost, and where the last of their groups begins
+    for end in range(1, len(order) + 1):
+        found = (least[end - 1] + sizes[order[end - 1]], end - 1)
+        for start in range(end - 2, -1, -1):
+            largest = sizes[order[start]]
+            if (end - start) * largest > room or largest - sizes[order[end - 1]] > PASS_COST:
+                break
+            found = min(found, (least[start] + (end - start) * largest, start))
+        least.append(found[0] + PASS_COST)
+        begins.append(found[1])
+    groups, end = list[list[int]](), len(order)
+    while end:
+        groups.append(order[begins[end] : end])
+        end = begins[end]
+    return groups[::-1]
+
+
 def share_out(encoded: Sequence[Encoded], processes: int) -> list[list[Encoded]]:
     """Deal the examples of a step to processes so that each gets about as many tokens."""
     shares: list[list[Encoded]] = [[] for _ in range(processes)]
@@ -173,6 +210,28 @@ def _row(encoded: Sequence[Encoded], members: Sequence[int]) -> MicroBatch:
         tuple(zip((ends - sizes).tolist(), ends.tolist(), strict=True)),
         tuple(members),
         int((labels != IGNORED).sum()),
+    )
+
+
+def _padded(row: MicroBatch) -> MicroBatch:
+    """A row for each example of a packed one, filled up at the end to the longest."""
+    sizes = torch.tensor([end - start for start, end in row.segments])
+    width = int(sizes.max())
+    starts = torch.arange(len(sizes)) * width
+    places = starts.repeat_interleave(sizes) + row.position_ids[0]
+
+    def laid_out(values: Tensor, filling: int) -> Tensor:
+        out = torch.full((len(sizes) * width,), filling)
+        out[places] = values[0]
+        return out.view(len(sizes), width)
+
+    return replace(
+        row,
+        input_ids=laid_out(row.input_ids, 0),
+        labels=laid_out(row.labels, IGNORED),
+        position_ids=torch.arange(width).repeat(len(sizes), 1),
+        segments=tuple(zip(starts.tolist(), (starts + sizes).tolist(), strict=True)),
+        packed=False,
     )
 
 

@@ -31,7 +31,7 @@ from finetune.serving.generation import generate
 from finetune.serving.settings import sampling
 from finetune.training.loss import trained_rows
 
-_TOKENS = 1024  # of a packed row
+_TOKENS = 1024  # of a micro-batch
 _CHUNK = 64  # positions whose logits exist at a time
 
 
@@ -93,7 +93,7 @@ def look(base: Base, rows: Sequence[Encoded]) -> Views:
     was_training = model.training
     model.eval()
     try:
-        with packed_attention(model):
+        with packed_attention(model, base.packs):
             hidden = tuple(trained_rows(model, batch.to(model.device))[0].cpu() for batch in _packed(base, rows))
     finally:
         model.train(was_training)
@@ -131,7 +131,7 @@ def _packed(base: Base, rows: Sequence[Encoded]) -> list[MicroBatch]:
 
 
 def _per_example(batch: MicroBatch) -> list[int]:
-    trained = (batch.labels[0] >= 0).int().cumsum(0).tolist()
+    trained = (batch.labels.flatten() >= 0).int().cumsum(0).tolist()
     before = [0, *trained]
     return [before[end] - before[start] for start, end in batch.segments]
 

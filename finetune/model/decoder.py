@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.model.attention import segment_attention
 from finetune.model.blocks import Segments
+from finetune.model.compiled import region
 from finetune.model.fused import Route, branch_of, plain_routes
-from finetune.model.lean import norm_backward, norm_forward
+from finetune.model.lean import norm_backward, norm_forward, swiglu, swiglu_again, swiglu_backward
 from finetune.model.lowrank import Branch, Stack, project, project_backward, stack
 
 QKV, O_PROJ, GATE_UP, DOWN = ("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)
@@ -140,7 +140,7 @@ class _LeaveLayer(torch.autograd.Function):
         normed, scale = norm_forward(middle, spec.norm.weight, spec.norm.variance_epsilon)
         gate_up, low_gate_up = project(spec.gate_up.base, spec.gate_up.lora, normed)
         gate, up = gate_up.chunk(2, dim=1)
-        out, low_down = project(spec.down.base, spec.down.lora, F.silu(gate).mul_(up), residual=middle)
+        out, low_down = project(spec.down.base, spec.down.lora, swiglu(gate, up), residual=middle)
         ctx.spec = spec
         ctx.save_for_backward(attended, normed, scale, gate_up, *low_o, *low_gate_up, *low_down)
         return out
@@ -151,15 +151,14 @@ class _LeaveLayer(torch.autograd.Function):
         spec: _Leave = ctx.spec
         low_o, low_gate_up, low_down = _dealt(lows, spec.o, spec.gate_up, spec.down)
         gate, up = gate_up.chunk(2, dim=1)
-        active = F.silu(gate)
-        down = project_backward(spec.down.base, spec.down.lora, grad, active * up, low_down, wants_x=True)
+        active, product = swiglu_again(gate, up)
+        down = project_backward(spec.down.base, spec.down.lora, grad, product, low_down, wants_x=True)
+        del product  # as large as gate: what comes next needs the most memory
         assert down.x is not None
-        inner = torch.empty_like(gate_up)
-        torch.mul(down.x, active, out=inner[:, gate.shape[1] :])
-        torch.ops.aten.silu_backward.grad_input(down.x.mul_(up), gate, grad_input=inner[:, : gate.shape[1]])
+        inner = swiglu_backward(down.x, gate, up, active)
         mlp = project_backward(spec.gate_up.base, spec.gate_up.lora, inner, normed, low_gate_up, wants_x=True)
         assert mlp.x is not None
-        total = norm_backward(mlp.x, normed, scale, spec.norm.weight).add_(grad)
+        total = norm_backward(mlp.x, normed, scale, spec.norm.weight, grad)
         wanted = ctx.needs_input_grad[0]
         o = project_backward(spec.o.base, spec.o.lora, total, attended, low_o, wants_x=wanted)
         return o.x, total if ctx.needs_input_grad[1] else None, None, *o.branches, *mlp.branches, *down.branches
@@ -172,12 +171,17 @@ def _dealt(lows: Sequence[Tensor], *linears: _Linears) -> Iterator[Sequence[Tens
         start += len(part.lora)
 
 
+@region
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x (heads, T, w); cos and sin are (T, w). Su et al. (2021, arXiv 2104.09864).
 
     The halves change places without being copied.
     """
     half = x.shape[-1] // 2
+    if torch.compiler.is_compiling():  # one pass; written in place it would be three with a condition for each number
+        first, second = x[..., :half], x[..., half:]
+        turned = first * cos[:, :half] - second * sin[:, :half], second * cos[:, half:] + first * sin[:, half:]
+        return torch.cat(turned, dim=-1)
     out = x * cos
     out[..., :half].addcmul_(x[..., half:], sin[:, :half], value=-1)
     out[..., half:].addcmul_(x[..., :half], sin[:, half:])

@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetune.model.compiled import region
 
+
+@region
 def norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """y = weight * x / rms(x) over the last dimension, and 1 / rms(x) in fp32.
 
@@ -25,8 +28,9 @@ def norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]
     return wide.mul_(scale).to(x.dtype).mul_(weight), scale
 
 
-def norm_backward(grad: Tensor, out: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-    """Gradient of x from what `norm_forward` returned: its result serves the backward, x need not be kept.
+@region
+def norm_backward(grad: Tensor, out: Tensor, scale: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Gradient of x, plus `residual` if given, from what `norm_forward` returned: x need not be kept.
 
     With unit = x/rms = out/weight: d(unit) = (g - unit * mean(g * unit)) / rms, g = grad * weight. The weight is
     frozen and nowhere 0.
@@ -34,33 +38,63 @@ def norm_backward(grad: Tensor, out: Tensor, scale: Tensor, weight: Tensor) -> T
     unit = out.to(scale.dtype, copy=True).div_(weight)
     inner = grad.to(scale.dtype, copy=True).mul_(weight)
     shift = torch.linalg.vecdot(inner, unit, dim=-1).unsqueeze(-1).div_(out.shape[-1])
-    return inner.addcmul_(unit, shift, value=-1).mul_(scale).to(grad.dtype)
+    found = inner.addcmul_(unit, shift, value=-1).mul_(scale).to(grad.dtype)
+    return found if residual is None else found.add_(residual)
+
+
+@region
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, Shazeer (2020, arXiv 2002.05202)."""
+    return F.silu(gate).mul_(up)
+
+
+@region
+def swiglu_again(gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(gate), and the same times up."""
+    active = F.silu(gate)
+    return active, active * up
+
+
+@region
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor, active: Tensor) -> Tensor:
+    """Gradients of gate and up side by side, (T, 2 i); `active` is silu(gate); `grad` (T, i) is used up."""
+    if torch.compiler.is_compiling():  # which has no use for `out`
+        return torch.cat([torch.ops.aten.silu_backward(grad * up, gate), grad * active], dim=1)
+    width = gate.shape[1]
+    out = grad.new_empty(len(grad), 2 * width)
+    torch.mul(grad, active, out=out[:, width:])
+    torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=out[:, :width])
+    return out
+
+
+@region
+def _swiglu_gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out, scale = norm_forward(x, weight, eps)
+        out, scale = norm_forward(x.reshape(-1, x.shape[-1]), weight, eps)
         ctx.save_for_backward(out, scale, weight)
-        return out
+        return out.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return norm_backward(grad, *ctx.saved_tensors), None, None
+        return norm_backward(grad.reshape(-1, grad.shape[-1]), *ctx.saved_tensors).view_as(grad), None, None
 
 
 class _SwiGlu(torch.autograd.Function):
-    """silu(gate) * up, Shazeer (2020, arXiv 2002.05202); silu(gate) is computed again in the backward."""
+    """silu(gate) * up; silu(gate) is computed again in the backward."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        return swiglu(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+        return _swiglu_gradients(grad, *ctx.saved_tensors)
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ ADAPTER = "default"  # PEFT's name for the one adapter that is trained
 # Start -> PEFT's name of it. The fast SVD with 16 iterations is the paper's: seconds where the exact one takes minutes.
 SUBTRACTED = {"pissa": "pissa_niter_16", "olora": "olora"}
 EVA_TOKENS = 8192  # of the training rows that EVA looks at, at most
-EVA_ROW = 2048  # tokens of a packed row, each of which is one update of the components
+EVA_ROW = 2048  # tokens of a micro-batch, each of which is one update of the components
 SVD_ITERATIONS = 16
 _FROZEN = "frozen_dim"  # attribute of a parameter whose second half, along this dimension, never moves
 
@@ -116,7 +116,7 @@ def _from_inputs(base: Base, layers: Mapping[str, Any], r: int, rows: TrainingRo
         raise AdapterError("adapter.method eva needs training rows to look at")
     found, leader = dict[Any, IncrementalPCA](), dict[Any, Any]()
     last: list[tuple[Tensor, Any]] = []
-    length = 0
+    places = torch.empty(0, dtype=torch.long)  # of the examples' tokens, in the rows one behind the other
 
     def look(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         x = arguments[0]
@@ -128,24 +128,28 @@ def _from_inputs(base: Base, layers: Mapping[str, Any], r: int, rows: TrainingRo
         if layer not in found:
             width = min(2 * r, x.shape[-1])
             found[layer] = IncrementalPCA(n_components=r, lowrank=True, lowrank_q=width, lowrank_seed=seed)
-        found[layer].partial_fit(x[0, :length].float())
+        found[layer].partial_fit(x.flatten(0, 1)[places].float())
 
     handles = [layer.register_forward_pre_hook(look) for layer in layers.values()]
     was_training = base.model.training
     base.model.eval()
     try:
-        with packed_attention(base.model), _own_forwards(base.model):
+        with packed_attention(base.model, base.packs), _own_forwards(base.model):
             for batch in _looked_at(rows, seed, r, isolate=base.packs):
-                length = batch.input_ids.shape[1]
                 last.clear()
                 on_device = batch.to(base.device)
-                hidden_states(base.model, on_device.input_ids, on_device.position_ids, on_device.segments)
+                places = _places(batch).to(base.device)
+                hidden_states(
+                    base.model, on_device.input_ids, on_device.position_ids, on_device.segments, packed=on_device.packed
+                )
     finally:
         base.model.train(was_training)
         for handle in handles:
             handle.remove()
     if not found:
-        raise DataError(f"no packed row has the {2 * r} tokens that eva needs for adapter.r {r}", fix="lower adapter.r")
+        raise DataError(
+            f"no micro-batch has the {2 * r} tokens that eva needs for adapter.r {r}", fix="lower adapter.r"
+        )
     for layer in layers.values():
         layer.lora_A[ADAPTER].weight.copy_(found[leader[layer]].components_)
         nn.init.zeros_(layer.lora_B[ADAPTER].weight)
@@ -173,7 +177,12 @@ def _looked_at(rows: TrainingRows, seed: int, r: int, *, isolate: bool) -> Itera
             break
         taken.append(row)
     packed = pack(taken, max(EVA_ROW, 2 * r), isolate=isolate)
-    return (batch for batch in packed if batch.input_ids.shape[1] >= 2 * r)
+    return (batch for batch in packed if len(_places(batch)) >= 2 * r)
+
+
+def _places(batch: MicroBatch) -> Tensor:
+    """Where the tokens of its examples stand in its rows, laid one behind the other."""
+    return torch.cat([torch.arange(start, end) for start, end in batch.segments])
 
 
 @torch.no_grad()

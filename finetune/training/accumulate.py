@@ -20,7 +20,7 @@ from torch import Tensor
 from finetune.data.batches import MicroBatch, best_fit, join, pack, share_out, trained_tokens
 from finetune.data.encoding import Encoded
 from finetune.errors import TrainingError
-from finetune.model.attention import ALIGN, packed_attention
+from finetune.model.attention import ALIGN
 from finetune.model.base import Base
 from finetune.model.dense import keep_dense
 from finetune.model.fused import Route, routed
@@ -119,24 +119,21 @@ class Accumulator:
         pieces = [_Piece(step, micro) for step in steps for micro in step.micros]
         if not self.together:
             return [[piece] for piece in pieces]
-        bins = best_fit(
-            [-(-piece.micro.input_ids.shape[1] // self.align) * self.align for piece in pieces], self.plan.tokens
-        )
+        bins = best_fit([-(-piece.micro.tokens // self.align) * self.align for piece in pieces], self.plan.tokens)
         return [[pieces[i] for i in sorted(members)] for members in bins]
 
     def _attempt(self, rows: Sequence[list[_Piece]]) -> tuple[dict[str, Tensor], list[_Piece] | None]:
         """Run forward and backward; return the loss of each adapter and the row at which memory ran out."""
         losses: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.base.device))
-        with packed_attention(self.base.model):
-            for row in rows:
-                try:
-                    parts = self._forward_backward(row)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    return losses, row
-                for piece, part in zip(row, parts, strict=True):
-                    losses[piece.step.adapter] = losses[piece.step.adapter] + part
+        for row in rows:
+            try:
+                parts = self._forward_backward(row)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                return losses, row
+            for piece, part in zip(row, parts, strict=True):
+                losses[piece.step.adapter] = losses[piece.step.adapter] + part
         return losses, None
 
     def _forward_backward(self, row: Sequence[_Piece]) -> Sequence[Tensor]:
@@ -173,7 +170,7 @@ class Accumulator:
 
     def _tighten(self, failed: Sequence[_Piece]) -> None:
         """Ask for less memory next time. Raises TrainingError if there is nothing left to save."""
-        size = sum(piece.micro.input_ids.shape[1] for piece in failed)
+        size = sum(piece.micro.tokens for piece in failed)
         if self.plan.dense_bytes:
             self.plan = replace(self.plan, dense_bytes=0)
         elif sum(len(piece.micro.rows) for piece in failed) > 1:

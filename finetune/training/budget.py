@@ -37,7 +37,7 @@ _CHOICES = ((0, False), (4, False), (2, False), (1, False), (1, True))  # recomp
 class MemoryPlan:
     """How much a micro-batch holds and what is done to make it fit."""
 
-    tokens: int  # of a micro-batch; a longer example goes alone
+    tokens: int  # of a micro-batch, padding included; a longer example goes alone
     recompute: int = 0  # every k-th decoder layer is computed again in the backward; 0: none
     offload: bool = False  # what is kept for the backward lies in host memory
     dense_bytes: int = 0  # for dequantised copies of weights
@@ -96,7 +96,7 @@ def probe(base: Base, model: PeftModel, shape: ModelShape, work: Workload) -> fl
     small = replace(work, tokens=PROBE_TOKENS, longest=PROBE_TOKENS, scored=PROBE_TOKENS - 1)
     cuda = [base.device] if base.device.type == "cuda" else []
     training = model.training
-    with torch.random.fork_rng(cuda), packed_attention(base.model):
+    with torch.random.fork_rng(cuda), packed_attention(base.model, base.packs):
         model.train()
         before = _reset_peak(base.device)
         kept = _saved_by(base, model, _made_up(base))
@@ -153,7 +153,8 @@ def _most_tokens(shape: ModelShape, work: Workload, most: int, room: int, factor
 def _made_up(base: Base) -> MicroBatch:
     vocabulary = base.model.config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (PROBE_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
-    return pack([Encoded(ids, [1] * PROBE_TOKENS, "probe", 0)], PROBE_TOKENS)[0].to(base.device)
+    (batch,) = pack([Encoded(ids, [1] * PROBE_TOKENS, "probe", 0)], PROBE_TOKENS, isolate=base.packs)
+    return batch.to(base.device)
 
 
 def _saved_by(base: Base, model: PeftModel, batch: MicroBatch) -> int:

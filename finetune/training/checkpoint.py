@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from finetune.errors import AdapterError
 from finetune.files import recover_folder, replace_folder, sha256_file
-from finetune.training.optimizer import restore_state, state_tensors
+from finetune.training.optimizer import Optimizer
 from finetune.training.stopping import Best
 from finetune.training.telemetry import LogEntry, read_log, write_log
 
@@ -42,12 +42,12 @@ def save_checkpoint(
     folder: Path,
     key: Mapping[str, str],
     named: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     state: RunState,
 ) -> None:
     """Write adapter, optimizer, random state, progress, log and the best adapter; `key` says of which run."""
     tensors = {f"adapter.{name}": p.detach().contiguous() for name, p in named.items()}
-    tensors |= {f"optimizer.{name}": tensor for name, tensor in state_tensors(optimizer).items()}
+    tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer.state_tensors().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in state.best.tensors.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -86,7 +86,7 @@ def check_key(folder: Path, key: Mapping[str, str]) -> None:
 
 
 def load_checkpoint(
-    folder: Path, named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, patience: int | None = None
+    folder: Path, named: Mapping[str, nn.Parameter], optimizer: Optimizer, patience: int | None = None
 ) -> RunState:
     """Put the parameters, optimizer and random state back; `check_key` comes first. Raises AdapterError."""
     try:
@@ -98,7 +98,7 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(tensors[f"adapter.{name}"])
-    restore_state(optimizer, _part(tensors, "optimizer."))
+    optimizer.restore_state(_part(tensors, "optimizer."))
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"])

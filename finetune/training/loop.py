@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from accelerate import Accelerator
 
 from finetune.errors import Interrupted
+from finetune.model.attention import packed_attention
 from finetune.model.base import assert_trainable_through
+from finetune.model.compiled import compiled_regions
 from finetune.model.lora import trained_parameters
 from finetune.training.accumulate import Accumulator
 from finetune.training.run import Run, TrainingJob, TrainResult
@@ -37,6 +39,7 @@ def train_together(jobs: Mapping[str, TrainingJob], accelerator: Accelerator, em
     assert_trainable_through(first.base.model)
     with ExitStack() as stack:
         received = stack.enter_context(collect_signals())
+        stack.enter_context(compiled_regions(first.compiled))
         parameters = [p for job in jobs.values() for p in trained_parameters(job.model, job.adapter).values()]
         accumulator = Accumulator(first.base, parameters, first.plan, accelerator, emit, together=len(jobs) > 1)
         stack.callback(accumulator.close)
@@ -46,6 +49,7 @@ def train_together(jobs: Mapping[str, TrainingJob], accelerator: Accelerator, em
             stack.callback(runs[-1].close)
             stack.enter_context(runs[-1].noisy())
         first.model.train()
+        stack.enter_context(packed_attention(first.base.model, first.base.packs))
         while active := [run for run in runs if not run.done]:
             steps = [run.next() for run in active]
             losses = accumulator.add(steps)

@@ -58,7 +58,7 @@ def output_head(model: PreTrainedModel) -> Head:
 
 
 def trained_nll(model: PreTrainedModel, head: Head, batch: MicroBatch, denominator: float) -> Tensor:
-    """Sum of NLL over the trained tokens of a packed row / denominator, in fp32, differentiable.
+    """Sum of NLL over the trained tokens of a micro-batch / denominator, in fp32, differentiable.
 
     With the trained tokens of the whole optimizer step as denominator, summing this over its
     micro-batches and processes is the token-weighted mean, however the step was cut.
@@ -69,7 +69,7 @@ def trained_nll(model: PreTrainedModel, head: Head, batch: MicroBatch, denominat
 def shared_nll(
     model: PreTrainedModel, head: Head, batch: MicroBatch, shares: Sequence[tuple[int, float]]
 ) -> list[Tensor]:
-    """The same of a row that several steps share: trained tokens of each, in the row's order, and its denominator."""
+    """The same of one that several steps share: trained tokens of each, in the row's order, and its denominator."""
     hidden, targets = trained_rows(model, batch)
     sizes = [trained for trained, _ in shares]
     parts = zip(hidden.split(sizes), targets.split(sizes), shares, strict=True)
@@ -78,9 +78,9 @@ def shared_nll(
 
 def trained_rows(model: PreTrainedModel, batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """Hidden states (n, d) from which a trained token is predicted, and those tokens (n,)."""
-    hidden = hidden_states(model, batch.input_ids, batch.position_ids, batch.segments)
-    keep = batch.labels[0] != IGNORED
-    return hidden[0][keep], batch.labels[0][keep]
+    hidden = hidden_states(model, batch.input_ids, batch.position_ids, batch.segments, packed=batch.packed)
+    keep = batch.labels != IGNORED
+    return hidden[keep], batch.labels[keep]
 
 
 def row_nll(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:

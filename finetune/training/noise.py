@@ -40,15 +40,16 @@ class EmbeddingNoise:
                 handle.remove()
 
     def _note(self, backbone: nn.Module, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Remember where the examples of the packed row lie."""
+        """Remember where the examples lie in the rows."""
         self._segments = named["segments"] if backbone.training else ()
 
     def _add(self, embedding: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if not self._segments:
             return output
-        ids = arguments[0][0].tolist()
-        noise = [self._draw(ids[start:end], output) for start, end in self._segments]
-        return output + torch.cat(noise)[None]
+        ids, noise = arguments[0].flatten().tolist(), torch.zeros_like(output).flatten(0, 1)
+        for start, end in self._segments:
+            noise[start:end] = self._draw(ids[start:end], output)
+        return output + noise.view_as(output)
 
     def _draw(self, ids: list[int], like: Tensor) -> Tensor:
         """Noise (L, d) of one example."""

@@ -26,7 +26,7 @@ from finetune.training.accumulate import Accumulator, Ahead, Step
 from finetune.training.budget import SCORING_TOKENS, MemoryPlan
 from finetune.training.checkpoint import Progress, RunState, check_key, has_checkpoint, load_checkpoint, save_checkpoint
 from finetune.training.noise import EmbeddingNoise
-from finetune.training.optimizer import apply_step, learning_rate, make_optimizer
+from finetune.training.optimizer import Optimizer, learning_rate
 from finetune.training.scoring import score_rows
 from finetune.training.stopping import Best, check_heldout
 from finetune.training.telemetry import (
@@ -61,6 +61,7 @@ class TrainingJob:
     plan: MemoryPlan  # how a step is cut into micro-batches
     methods: tuple[str, ...] = ()  # of the adapter: lora+ and neftune are the loop's part
     adapter: str = ADAPTER  # PEFT's name for it
+    compiled: bool = False  # what lies between the matrix products runs compiled
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,10 +102,9 @@ class Run:
         self.job, self.accumulator, self.accelerator, self.emit = job, accumulator, accelerator, tagged(emit, name)
         self.prefix = f"{name}/" if name else ""
         self.named = trained_parameters(job.model, job.adapter)
-        self.parameters = list(self.named.values())
         # On a CPU packing takes about a millisecond a step, and a thread would take it from the same cores.
         self.ahead = Ahead(self._prepared, job.steps) if job.base.device.type == "cuda" else None
-        self.optimizer = make_optimizer(self.named, job.section, job.methods)
+        self.optimizer = Optimizer(self.named, job.section, job.methods)
         self.noise = EmbeddingNoise(job.seed) if "neftune" in job.methods else None
         self.progress, self.log, self.best = Progress(), list[LogEntry](), Best(job.section.patience)
         self.pending: list[_Pending] = []
@@ -112,7 +112,7 @@ class Run:
         self.order: tuple[int, Sequence[int]] = (-1, ())
         self._resume()
         if accelerator.num_processes > 1:  # a start that comes from an SVD may differ from machine to machine
-            broadcast([parameter.data for parameter in self.parameters])
+            broadcast(self.optimizer.values)
         self.meter = Meter(self.progress.seconds)
 
     @property
@@ -132,9 +132,9 @@ class Run:
     def apply(self, step: Step, loss: Tensor, received: list[int]) -> int:
         """Apply the gradients of a step; return the signal that asks to stop, or 0."""
         stop = self._reduce(loss, received)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM, foreach=True)
+        norm = self.optimizer.clip(MAX_GRAD_NORM)
         rate = learning_rate(self.progress.step, self.job.steps, self.job.section)
-        apply_step(self.optimizer, rate, norm.isfinite() & loss.isfinite())
+        self.optimizer.step(rate, norm.isfinite() & loss.isfinite())
         self._note(step.batch, step.count, (loss, norm), rate)
         return stop
 
@@ -178,14 +178,9 @@ class Run:
         signal_number = received[0] if received else 0
         if self.accelerator.num_processes == 1:
             return signal_number
-        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-        extra = torch.stack([loss, loss.new_tensor(float(signal_number))])
-        flat = torch.cat([*(g.flatten() for g in gradients), extra])
-        flat = self.accelerator.reduce(flat, reduction="sum")
-        at = 0
-        for parameter in self.parameters:
-            parameter.grad = flat[at : at + parameter.numel()].view_as(parameter)
-            at += parameter.numel()
+        gradient, extra = self.optimizer.gradient, torch.stack([loss, loss.new_tensor(float(signal_number))])
+        flat = self.accelerator.reduce(torch.cat([gradient, extra]), reduction="sum")
+        gradient.copy_(flat[:-2])
         loss.copy_(flat[-2])
         # Processes may have got the signal a step apart: they all see the sum.
         return min(int(flat[-1]), signal.SIGTERM) and (signal_number or signal.SIGTERM)

@@ -29,7 +29,7 @@ class RowScore(NamedTuple):
 def score_rows(
     model: PreTrainedModel, rows: Sequence[Encoded], budget: int, *, isolate: bool, journal: Journal | None = None
 ) -> list[RowScore]:
-    """NLL and count of the trained tokens of each row; packed, trained rows only through the head.
+    """NLL and count of the trained tokens of each row; packed or padded, trained rows only through the head.
 
     The model is scored as it stands (adapter on or off) in evaluation mode. `journal`: of this very model;
     what it holds is not computed again.
@@ -41,9 +41,9 @@ def score_rows(
     was_training = model.training
     model.eval()
     try:
-        with packed_attention(model):
+        with packed_attention(model, isolate):
             for batch in pack(rows, budget, isolate=isolate):
-                ids, labels = batch.input_ids[0].tolist(), batch.labels[0].tolist()
+                ids, labels = batch.input_ids.flatten().tolist(), batch.labels.flatten().tolist()
                 kept = journal.once(["nll", ids, labels, batch.segments], partial(_score, model, head, batch))
                 for row, (nll, tokens) in zip(batch.rows, kept, strict=True):
                     scores[row] = RowScore(nll, tokens)
@@ -53,8 +53,8 @@ def score_rows(
 
 
 def _score(model: PreTrainedModel, head: Head, batch: MicroBatch) -> list[RowScore]:
-    """NLL and count of each example of one row."""
+    """NLL and count of each example of one micro-batch."""
     nll = row_nll(head, *trained_rows(model, batch.to(model.device))).double().cpu()
-    before = [0, *(batch.labels[0] != IGNORED).cumsum(0).tolist()]  # trained tokens before each place
+    before = [0, *(batch.labels.flatten() != IGNORED).cumsum(0).tolist()]  # trained tokens before each place
     cut = [slice(before[start], before[end]) for start, end in batch.segments]
     return [RowScore(float(nll[part].sum()), part.stop - part.start) for part in cut]

@@ -1,7 +1,9 @@
-"""Packing and order: every example once, nothing across borders, and an order that seed and epoch decide."""
+"""Packing, padding and order: every example once, nothing across borders, and an order that seed and epoch decide."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from collections import Counter
 
@@ -10,7 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.data.batches import IGNORED, TrainingRows, pack, share_out, trained_tokens
+from finetune.data.batches import (
+    IGNORED,
+    PASS_COST,
+    TrainingRows,
+    like_lengths,
+    pack,
+    share_out,
+    trained_tokens,
+)
 from finetune.data.encoding import Encoded
 
 
@@ -28,15 +38,14 @@ ENCODED = st.lists(st.integers(1, 40), max_size=30).map(lambda sizes: rows(*size
 
 
 @settings(max_examples=100, deadline=None)
-@given(encoded=ENCODED, budget=st.integers(1, 64), isolate=st.booleans())
-def test_every_example_stands_in_one_place_unchanged(encoded: list[Encoded], budget: int, isolate: bool) -> None:
-    batches = pack(encoded, budget, isolate=isolate)
+@given(encoded=ENCODED, budget=st.integers(1, 64))
+def test_every_example_stands_in_one_place_unchanged(encoded: list[Encoded], budget: int) -> None:
+    batches = pack(encoded, budget)
     assert sorted(index for batch in batches for index in batch.rows) == list(range(len(encoded)))
     for batch in batches:
         tokens = batch.input_ids.shape[1]
         assert batch.input_ids.shape == batch.labels.shape == batch.position_ids.shape == (1, tokens)
         assert tokens <= budget or len(batch.rows) == 1
-        assert isolate or len(batch.rows) == 1
         assert [a for a, _ in batch.segments] == [0, *(b for _, b in batch.segments)][: len(batch.segments)]
         assert batch.segments[-1][1] == tokens
         for index, (start, end) in zip(batch.rows, batch.segments, strict=True):
@@ -55,6 +64,64 @@ def test_labels_are_the_next_trained_tokens_of_the_same_example(encoded: list[En
             assert batch.labels[0, start:end].tolist() == [*following, IGNORED]
     assert [b.trained for b in batches] == [int((b.labels != IGNORED).sum()) for b in batches]
     assert sum(b.trained for b in batches) == trained_tokens(encoded)
+
+
+@settings(max_examples=100, deadline=None)
+@given(encoded=ENCODED, budget=st.integers(1, 400))
+def test_padded_every_example_begins_one_row_and_the_padding_trains_nothing(
+    encoded: list[Encoded], budget: int
+) -> None:
+    batches = pack(encoded, budget, isolate=False)
+    assert sorted(index for batch in batches for index in batch.rows) == list(range(len(encoded)))
+    alone = {batch.rows[0]: batch for batch in pack(encoded, 1)}
+    for batch in batches:
+        height, width = batch.input_ids.shape
+        assert not batch.packed
+        assert batch.tokens == height * width
+        assert batch.tokens <= budget or height == 1
+        assert batch.position_ids.tolist() == [list(range(width))] * height
+        assert width == max(end - start for start, end in batch.segments)
+        for number, (index, (start, end)) in enumerate(zip(batch.rows, batch.segments, strict=True)):
+            assert start == number * width
+            assert batch.input_ids.flatten()[start:end].tolist() == encoded[index].ids
+            assert torch.equal(batch.labels.flatten()[start:end], alone[index].labels[0])
+            assert set(batch.labels[number, end - start :].tolist()) <= {IGNORED}
+    assert sum(batch.trained for batch in batches) == trained_tokens(encoded)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes=st.lists(st.integers(1, 3000), max_size=60), budget=st.integers(1, 60_000))
+def test_padding_is_bounded_whatever_the_lengths(sizes: list[int], budget: int) -> None:
+    groups = like_lengths(sizes, budget)
+    assert sorted(index for group in groups for index in group) == list(range(len(sizes)))
+    for group in groups:
+        lacking = [sizes[group[0]] - sizes[index] for index in group]
+        assert len(group) == 1 or len(group) * sizes[group[0]] <= budget
+        assert sum(lacking) <= PASS_COST * (1 + math.log(len(group)))
+
+
+def test_like_lengths_go_together_and_outliers_alone() -> None:
+    assert like_lengths([50, 2000, 51, 49, 1990], 100_000) == [[1, 4], [2, 0, 3]]
+    assert like_lengths([50, 52, 51, 49], 110) == [[1, 2], [0, 3]]  # the budget: two rows at a time
+    sizes = [random.Random(seed).randint(20, 400) for seed in range(64)]
+    padded = sum(len(group) * sizes[group[0]] for group in like_lengths(sizes, 4096))
+    assert padded < 1.1 * sum(sizes)
+
+
+@given(sizes=st.lists(st.integers(1, 500), min_size=1, max_size=7), budget=st.integers(1, 2000))
+def test_no_other_cut_of_the_sorted_lengths_costs_less(sizes: list[int], budget: int) -> None:
+    def cost(groups: list[list[int]]) -> int:
+        return sum(len(group) * max(group) + PASS_COST for group in groups)
+
+    found = cost([[sizes[index] for index in group] for group in like_lengths(sizes, budget)])
+    ordered, cheapest = sorted(sizes, reverse=True), []
+    for cuts in itertools.product([False, True], repeat=len(sizes) - 1):
+        groups = [[ordered[0]]]
+        for size, cut in zip(ordered[1:], cuts, strict=True):
+            groups.append([size]) if cut else groups[-1].append(size)
+        if all(len(group) == 1 or len(group) * group[0] <= budget for group in groups):
+            cheapest.append(cost(groups))
+    assert found == min(cheapest)
 
 
 def test_a_trained_first_token_has_no_label_and_does_not_count() -> None:

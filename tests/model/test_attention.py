@@ -86,9 +86,13 @@ def test_padding_the_row_for_the_cpu_changes_no_token(base: Base, monkeypatch: p
 
 
 def test_the_probe_tells_models_that_keep_examples_apart_from_those_that_cannot(base: Base) -> None:
-    from transformers import MambaConfig, MambaForCausalLM
+    from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM
 
     assert keeps_segments_apart(base.model, 300)
     torch.manual_seed(0)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=8))
     assert not keeps_segments_apart(mamba, 300)
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    layers = ["conv", "full_attention"]
+    short = Lfm2ForCausalLM(Lfm2Config(vocab_size=300, num_hidden_layers=2, layer_types=layers, **shape))
+    assert not keeps_segments_apart(short, 300)  # fresh, its convolution of three tokens hardly shows: 0.001 in all

@@ -125,7 +125,7 @@ def test_eva_needs_rows_and_enough_of_them(make_base: MakeBase, examples: tuple[
     with pytest.raises(AdapterError, match="eva needs training rows"):
         attach(make_base(), section, seed=0)
     base = make_base()
-    with pytest.raises(DataError, match=r"no packed row has the 128 tokens that eva needs for adapter.r 64"):
+    with pytest.raises(DataError, match=r"no micro-batch has the 128 tokens that eva needs for adapter.r 64"):
         attach(base, section.model_copy(update={"r": 64}), 0, rows_of(base, examples[:2]))
 
 

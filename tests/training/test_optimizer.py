@@ -12,7 +12,7 @@ from finetune.data.examples import Example
 from finetune.errors import DeviceError
 from finetune.model.base import Base
 from finetune.recipe import AdapterSection, TrainSection
-from finetune.training.optimizer import LORA_PLUS, apply_step, make_optimizer, restore_state, state_tensors
+from finetune.training.optimizer import LORA_PLUS, Optimizer
 from tests.conftest import MakeBase
 from tests.training.helpers import SECTION, encoded, make_job, run, weights
 
@@ -41,17 +41,18 @@ class Model(nn.Module):
         return a, b
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, *, finite: bool = True) -> None:
+def step(model: nn.Module, optimizer: Optimizer, seed: int, *, finite: bool = True) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
-    apply_step(optimizer, 1e-3, torch.tensor(finite))
+        assert parameter.grad is not None
+        parameter.grad.copy_(torch.randn(parameter.shape, generator=generator))
+    optimizer.step(1e-3, torch.tensor(finite))
 
 
 def test_with_lora_plus_b_moves_sixteen_times_as_far_in_the_first_step() -> None:
     model = Model(64)
     before = [parameter.detach().clone() for parameter in model.both]
-    optimizer = make_optimizer(dict(model.named_parameters()), TrainSection(), ["lora+"])
+    optimizer = Optimizer(dict(model.named_parameters()), TrainSection(), ["lora+"])
     step(model, optimizer, 0)
     # The first step of AdamW is the rate in every place, whatever the gradient.
     moved = [float((p.detach() - old).abs().mean()) for p, old in zip(model.both, before, strict=True)]
@@ -62,14 +63,14 @@ def test_with_lora_plus_b_moves_sixteen_times_as_far_in_the_first_step() -> None
 def test_a_state_that_is_put_back_goes_on_bit_for_bit(name: str) -> None:
     section = TrainSection(optimizer=name)  # type: ignore[arg-type]
     first, second = Model(SIZES[name]), Model(SIZES[name])
-    optimizer = make_optimizer(dict(first.named_parameters()), section, ["lora+"])
+    optimizer = Optimizer(dict(first.named_parameters()), section, ["lora+"])
     for seed in range(3):
         step(first, optimizer, seed)
-    saved = state_tensors(optimizer)
+    saved = optimizer.state_tensors()
     assert {tensor.dtype for key, tensor in saved.items() if "state" in key} <= {torch.uint8}
     second.load_state_dict(first.state_dict())
-    other = make_optimizer(dict(second.named_parameters()), section, ["lora+"])
-    restore_state(other, saved)
+    other = Optimizer(dict(second.named_parameters()), section, ["lora+"])
+    other.restore_state(saved)
     for seed in range(3, 6):
         step(first, optimizer, seed)
         step(second, other, seed)
@@ -80,11 +81,12 @@ def test_a_state_that_is_put_back_goes_on_bit_for_bit(name: str) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_gradients_that_are_not_finite_are_never_applied(name: str) -> None:
     model = Model(SIZES[name])
-    optimizer = make_optimizer(dict(model.named_parameters()), TrainSection(optimizer=name))  # type: ignore[arg-type]
+    optimizer = Optimizer(dict(model.named_parameters()), TrainSection(optimizer=name))  # type: ignore[arg-type]
     step(model, optimizer, 0)
     before = [parameter.detach().clone() for parameter in model.both]
-    model.both[0].grad = torch.full_like(model.both[0], float("nan"))
-    apply_step(optimizer, 1e-3, torch.tensor(False))
+    assert model.both[0].grad is not None
+    model.both[0].grad.fill_(float("nan"))
+    optimizer.step(1e-3, torch.tensor(False))
     assert all(torch.equal(parameter, old) for parameter, old in zip(model.both, before, strict=True))
     step(model, optimizer, 1)
     assert all(bool(parameter.isfinite().all()) for parameter in model.both)
