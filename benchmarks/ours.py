@@ -24,7 +24,7 @@ from finetune.data.batches import IGNORED, MicroBatch, TrainingRows, pack
 from finetune.data.dataset import Dataset, Rows
 from finetune.data.encoding import Encoded
 from finetune.data.tokens import Tokens, TokenWriter
-from finetune.model import attention, lora
+from finetune.model import attention, decoder, lora
 from finetune.model.base import Base, load_base
 from finetune.recipe import BaseSection, DataSection, Recipe, TrainSection
 from finetune.training import accumulate, loop
@@ -171,17 +171,24 @@ def _rows_only_head() -> None:
 
 def _segments() -> None:
     attention.AttentionInterface.register(attention.NAME, _masked_attention)
+    decoder.segment_attention = _masked_attention
 
 
 def _packing() -> None:
     accumulate.pack = lambda rows, budget, isolate: pack(rows, 0)
 
 
+def _layers() -> None:
+    model_base.make_lean_layers = lambda model: 0
+
+
 def _fused() -> None:
+    _layers()  # they bring linears of their own
     lora.register_fused = lambda config: config
 
 
 def _lean() -> None:
+    _layers()  # and norms
     model_base.make_lean = lambda model: 0
 
 
@@ -190,6 +197,7 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "dense-cache": lambda: None,  # weights are dequantised whenever they are used; see run
     "segments": _segments,  # a mask over the packed row instead of attention per example
     "rows-only-head": _rows_only_head,  # logits of all rows at once instead of a chunk of the trained ones
-    "fused": _fused,  # PEFT's own LoRA layers
-    "lean": _lean,  # transformers' own RMSNorm and SwiGLU
+    "layers": _layers,  # transformers' own decoder layers, over our linears and norms
+    "fused": _fused,  # these over PEFT's own LoRA layers
+    "lean": _lean,  # these with transformers' own RMSNorm and SwiGLU
 }

@@ -54,7 +54,7 @@ STEPS = {  # timed optimizer steps: a step of long rows takes a minute or two wi
     "smollm2-135m-shape": {"pairs": 6, "long-prompts": 1, "chats": 1},
     workloads.LARGE: {"pairs": 2, "long-prompts": 1, "chats": 1},
 }
-SWITCHES = ("packing", "segments", "rows-only-head", "fused", "lean", "dense-cache")
+SWITCHES = ("packing", "segments", "rows-only-head", "layers", "fused", "lean", "dense-cache")
 TO_LOSS_STEPS, TO_LOSS_EVERY = 60, 5
 Found = dict[str, Any]
 
