@@ -34,7 +34,7 @@ def train(
         str | None, typer.Option(metavar="SIZE", help="of the device that may be used, such as 8GB; default: all free")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="compile what lies between matrix products: a slower start; whether steps gain depends on the machine")
+        bool, typer.Option("--compile", help="compile what lies between matrix products: slower start; steps may gain")
     ] = False,
 ) -> None:
     """Train the recipe's adapter; run it again after an interruption and it goes on.
