@@ -90,13 +90,12 @@ class Accumulator:
 
         Raises TrainingError if a single example does not fit into memory.
         """
-        missing = [parameter.grad is None for parameter in self.parameters]
         random = torch.get_rng_state(), torch.cuda.get_rng_state() if self.base.device.type == "cuda" else None
         while True:
             losses, failed = self._attempt(self._rows([self._packed(step) for step in steps]))
             if failed is None:
                 return [losses[step.adapter] for step in steps]
-            self._discard(missing, random)
+            self._discard(random)
             self._tighten(failed)
 
     def close(self) -> None:
@@ -156,12 +155,10 @@ class Accumulator:
     def _offloaded(self) -> AbstractContextManager[object]:
         return torch.autograd.graph.save_on_cpu(pin_memory=True) if self.plan.offload else nullcontext()
 
-    def _discard(self, missing: Sequence[bool], random: tuple[Tensor, Tensor | None]) -> None:
+    def _discard(self, random: tuple[Tensor, Tensor | None]) -> None:
         """Put gradients and random state back to where the step began; between steps gradients are zero."""
-        for parameter, absent in zip(self.parameters, missing, strict=True):
-            if absent:
-                parameter.grad = None
-            elif parameter.grad is not None:
+        for parameter in self.parameters:
+            if parameter.grad is not None:
                 parameter.grad.zero_()
         torch.set_rng_state(random[0])
         if random[1] is not None:
