@@ -59,6 +59,35 @@ def test_with_lora_plus_b_moves_sixteen_times_as_far_in_the_first_step() -> None
     assert moved == pytest.approx([1e-3, LORA_PLUS * 1e-3], rel=1e-3)
 
 
+def test_clipping_scales_every_gradient_by_the_norm_of_all() -> None:
+    torch.manual_seed(0)
+    layers = {f"{number}.weight": nn.Parameter(torch.randn(size)) for number, size in enumerate((3, 1_000_001, 64))}
+    optimizer, gradients = Optimizer(layers, TrainSection()), {name: torch.randn(len(p)) for name, p in layers.items()}
+    for name, parameter in layers.items():
+        assert parameter.grad is not None
+        parameter.grad.copy_(gradients[name])
+    exact = float(torch.cat(list(gradients.values())).double().norm())
+    # A single fp32 sum over so many numbers is off by 1e-5.
+    assert float(optimizer.clip(1.0)) == pytest.approx(exact, rel=1e-6)
+    for name, parameter in layers.items():
+        torch.testing.assert_close(parameter.grad, gradients[name] / exact, rtol=1e-5, atol=1e-9)
+    before = optimizer.gradient.clone()
+    optimizer.clip(2.0)  # of what has a norm of 1
+    assert torch.equal(optimizer.gradient, before)
+
+
+def test_parameters_keep_their_values_and_share_one_gradient() -> None:
+    layers = {"a": nn.Parameter(torch.arange(6.0).view(2, 3).t()), "b": nn.Parameter(torch.full((5,), 7.0))}
+    optimizer = Optimizer(layers, TrainSection())
+    assert torch.equal(layers["a"], torch.arange(6.0).view(2, 3).t())
+    assert torch.equal(layers["b"], torch.full((5,), 7.0))
+    (layers["a"].sum() + 2 * layers["b"].sum()).backward()
+    assert float(optimizer.gradient.sum()) == 6 + 2 * 5
+    optimizer.step(0.1, torch.tensor(True))
+    assert float(optimizer.gradient.abs().sum()) == 0
+    assert torch.equal(layers["b"], torch.full((5,), 6.9))
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_a_state_that_is_put_back_goes_on_bit_for_bit(name: str) -> None:
     section = TrainSection(optimizer=name)  # type: ignore[arg-type]
